@@ -1,0 +1,52 @@
+# Houndloop: `make demo` runs the whole loop on this machine, `make test` the tests. `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3.13 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export SAM_CLI_TELEMETRY := 0
+
+.PHONY: help demo up down deploy-local test check lint types templates clean
+.DEFAULT_GOAL := help
+
+help: ## What can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(READY) ## Run the whole loop here; DATA=folder, WEIGHTS=file, PORT=n, KEEP=1
+	@$(BIN)/python -m local.demo
+
+up: $(READY) ## Start AWS on this machine with the stack deployed, until Ctrl-C; PORT=n
+	@$(BIN)/python -m local up $(if $(PORT),--port $(PORT))
+
+down: $(READY) ## Stop what `make demo KEEP=1` left running
+	@$(BIN)/python -m local down
+
+test: $(READY) ## Run all tests
+	@$(BIN)/python -m pytest
+
+check: $(READY) lint types templates ## Lint, types and template checks
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(READY)
+	@$(BIN)/mypy
+
+templates: $(READY)
+	@$(BIN)/cfn-lint template.yaml
+	@AWS_DEFAULT_REGION=us-east-1 $(BIN)/sam validate --lint
+
+clean: ## Remove the virtual environment and all working state
+	rm -rf $(VENV) .houndloop .aws-sam
+
+# The virtual environment is made anew when the pinned requirements change.
+$(READY): requirements.txt
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] <= (3, 13) else "Houndloop needs Python 3.11, 3.12 or 3.13; $(PYTHON) is %d.%d. Install one, or name it: make PYTHON=/path/to/python3.12 …" % v[:2])'
+	@echo "Making the virtual environment $(VENV) with $$("$(PYTHON)" --version), and installing what Houndloop needs (2 GB, a few minutes) …"
+	@"$(PYTHON)" -m venv $(VENV)
+	@# torch first and alone: what depends on it then finds it installed and does not choose another build of it.
+	@$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $(READY)
+	@echo "Installed."

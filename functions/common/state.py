@@ -1,0 +1,70 @@
+"""The LoopState table: the lock, the champion, the history of deployments, the datasets that were trained."""
+
+import os
+from decimal import Decimal
+from functools import cache
+from typing import Any
+
+import boto3
+from botocore.exceptions import ClientError
+
+Item = dict[str, Any]
+
+
+@cache
+def table() -> Any:
+    return boto3.resource("dynamodb").Table(os.environ["LOOP_STATE_TABLE"])
+
+
+def get(pk: str, sk: str) -> Item | None:
+    return table().get_item(Key={"pk": pk, "sk": sk}, ConsistentRead=True).get("Item")
+
+
+def champion() -> Item | None:
+    """The deployment that answers now, or None before the first."""
+    return get("champion", "champion")
+
+
+def lock_holder() -> str | None:
+    """The ARN of the execution that is retraining now."""
+    item = get("lock", "lock")
+    return item["holder"] if item else None
+
+
+def free_lock(holder: str) -> bool:
+    """Free the lock if `holder` has it; says whether it had."""
+    try:
+        table().delete_item(
+            Key={"pk": "lock", "sk": "lock"},
+            ConditionExpression="holder = :holder",
+            ExpressionAttributeValues={":holder": holder},
+        )
+    except ClientError as error:
+        if is_conditional(error):
+            return False
+        raise
+    return True
+
+
+def remember_waiting_day(day: str) -> None:
+    """Keep the first day on which a picture had to wait, from which a replay looks for them."""
+    table().update_item(
+        Key={"pk": "inbox", "sk": "first_waiting_day"},
+        UpdateExpression="SET #day = if_not_exists(#day, :day)",
+        ExpressionAttributeNames={"#day": "day"},
+        ExpressionAttributeValues={":day": day},
+    )
+
+
+def first_waiting_day() -> str | None:
+    item = get("inbox", "first_waiting_day")
+    return item["day"] if item else None
+
+
+def is_conditional(error: ClientError) -> bool:
+    return error.response["Error"]["Code"] == "ConditionalCheckFailedException"
+
+
+def number(value: float) -> Decimal:
+    """A float as DynamoDB takes it, to six decimals."""
+    return Decimal(str(round(value, 6)))

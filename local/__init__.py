@@ -1,0 +1,1 @@
+"""AWS on one machine: ministack with a real SageMaker added, and the application deployed into it."""

@@ -1,0 +1,85 @@
+"""The container contract without a container: the `/opt/ml` tree as a folder, and the command that an image means.
+
+An image `local/<folder>:<tag>` is `python <checkout>/<folder> …`; any other is a training image and means the Python
+that runs the emulator. `/opt/ml` at the start of a word, or after its `=`, is the job's own folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from .settings import LOCAL_IMAGE, Settings
+
+_OPT_ML = re.compile(r"(^|=)/opt/ml(?=/|$)")
+_PYTHON = re.compile(r"^(/usr(/local)?/bin/)?python[0-9.]*$")
+
+
+class Container:
+    """A job's folder with its `/opt/ml`, its log and its environment."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.opt_ml = folder / "opt" / "ml"
+        self.log = folder / "logs" / "algo-1.log"
+        self.config = self.opt_ml / "input" / "config"
+        self.model = self.opt_ml / "model"
+        self.output = self.opt_ml / "output"
+        self.output_data = self.output / "data"
+        self.code = self.opt_ml / "code"
+        for path in (self.config, self.opt_ml / "input" / "data", self.model, self.output_data, self.log.parent):
+            path.mkdir(parents=True, exist_ok=True)
+
+    def localised(self, text: str) -> str:
+        """A word with its `/opt/ml` turned into this job's folder."""
+        return _OPT_ML.sub(lambda match: f"{match[1]}{self.opt_ml}", text)
+
+    def path(self, text: str) -> Path:
+        """A container's path as one of this machine."""
+        return Path(self.localised(text))
+
+    def command(self, image: str, entrypoint: list[str], arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+        """The command line that the image would run, and what its image adds to the environment."""
+        words = [self.localised(word) for word in (*entrypoint, *arguments)]
+        local = LOCAL_IMAGE.match(image)
+        folder = self.settings.checkout / local["folder"] if local else None
+        if not entrypoint:
+            words = [sys.executable, *([str(folder)] if folder else []), *words]
+        elif _PYTHON.match(words[0]):
+            words[0] = sys.executable
+        return words, {"PYTHONPATH": str(folder)} if folder else {}
+
+    def write_config(self, name: str, content: object) -> None:
+        """`/opt/ml/input/config/<name>.json`."""
+        (self.config / f"{name}.json").write_text(json.dumps(content, indent=2))
+
+    def failure(self) -> str:
+        """What the job wrote to `/opt/ml/output/failure`, or the empty string."""
+        path = self.output / "failure"
+        return path.read_text(errors="replace").strip() if path.is_file() else ""
+
+    def last_lines(self, count: int = 12) -> str:
+        """The end of the log, for a failure's reason."""
+        if not self.log.is_file():
+            return ""
+        with self.log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-count:])
+
+
+def resource_config(instance_type: str) -> dict:
+    """`resourceconfig.json` of a job on one instance."""
+    return {
+        "current_host": "algo-1",
+        "current_instance_type": instance_type,
+        "current_group_name": "homogeneousCluster",
+        "hosts": ["algo-1"],
+        "instance_groups": [
+            {"instance_group_name": "homogeneousCluster", "instance_type": instance_type, "hosts": ["algo-1"]}
+        ],
+        "network_interface_name": "lo",
+    }

@@ -1,0 +1,110 @@
+"""Everything the local SageMaker asks of the emulator it lives in: identity, credentials, logs, metrics, alarms.
+
+The only module here that knows ministack, so that a new version of it is met in one place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+
+from ministack.core import responses
+
+
+def account() -> str:
+    """The account of the request, or of the request that started this task."""
+    return responses.get_account_id()
+
+
+def region() -> str:
+    """The region of the request, or of the request that started this task."""
+    return responses.get_region()
+
+
+def scope(account_id: str, region_name: str) -> contextlib.AbstractContextManager:
+    """Pins account and region for work that no request started."""
+    return responses.request_scope(account_id, region_name)
+
+
+def endpoint_url() -> str:
+    """Where a job's own AWS calls go."""
+    from ministack import app
+
+    return f"http://127.0.0.1:{app._resolve_port()}"
+
+
+def role_exists(role_arn: str) -> bool:
+    """Whether the role can be assumed. Without authorisation every role can, as with the emulator's functions."""
+    from ministack import app
+    from ministack.services import iam
+
+    return not app.AUTH or any(role.get("Arn") == role_arn for role in iam._roles.values())
+
+
+def role_environment(role_arn: str, resource_arn: str) -> dict[str, str]:
+    """AWS_* variables that make boto3 act as `role_arn` for `resource_arn`, against this emulator.
+
+    Under AUTH the session is registered with STS, so that the role's policies bind the job; the keys are a digest of
+    role and resource, so a running job's stay valid for as long as the emulator knows it.
+    """
+    from ministack import app
+    from ministack.services import sts
+
+    environment = {"AWS_ENDPOINT_URL": endpoint_url(), "AWS_REGION": region(), "AWS_DEFAULT_REGION": region()}
+    if not app.AUTH:
+        return environment | {"AWS_ACCESS_KEY_ID": account(), "AWS_SECRET_ACCESS_KEY": "test"}
+    role_name = role_arn.rsplit("/", 1)[-1]
+    digest = hashlib.sha256(f"{os.getpid()}:{role_arn}:{resource_arn}".encode()).hexdigest()
+    key = f"ASIA{digest[:16].upper()}"
+    secret = hashlib.sha256(f"secret:{digest}".encode()).hexdigest()
+    token = hashlib.sha256(f"token:{digest}".encode()).hexdigest()
+    sts.register_session(key, {
+        "Arn": f"arn:aws:sts::{account()}:assumed-role/{role_name}/SageMaker",
+        "UserId": f"{role_name}:SageMaker",
+        "SecretAccessKey": secret,
+        "SessionToken": token,
+    })
+    return environment | {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
+
+
+async def open_log_stream(group: str, stream: str) -> None:
+    """Makes the log group and stream; that they exist already is no error."""
+    await _logs("CreateLogGroup", {"logGroupName": group})
+    await _logs("CreateLogStream", {"logGroupName": group, "logStreamName": stream})
+
+
+async def put_log_lines(group: str, stream: str, lines: Iterable[str]) -> None:
+    """Appends lines to a stream of CloudWatch Logs, stamped now. Empty lines are left out, as the real agent does."""
+    stamp = int(time.time() * 1000)
+    events = [{"timestamp": stamp, "message": line} for line in lines if line]
+    if events:
+        await _logs("PutLogEvents", {"logGroupName": group, "logStreamName": stream, "logEvents": events})
+
+
+async def _logs(action: str, payload: dict) -> None:
+    from ministack.services import cloudwatch_logs
+
+    headers = {"x-amz-target": f"Logs_20140328.{action}", "content-type": "application/x-amz-json-1.1"}
+    await cloudwatch_logs.handle_request("POST", "/", headers, json.dumps(payload).encode(), {})
+
+
+def record_metric(namespace: str, name: str, value: float, unit: str, dimensions: dict[str, str]) -> None:
+    """Publishes one CloudWatch data point."""
+    from ministack.services import cloudwatch
+
+    cloudwatch.record_metric(namespace, name, value, unit, dimensions)
+
+
+def alarm_states(names: Iterable[str]) -> dict[str, str | None]:
+    """The state of each alarm (`OK`, `ALARM`, `INSUFFICIENT_DATA`), None for one that does not exist."""
+    from ministack.services import cloudwatch
+
+    states: dict[str, str | None] = {}
+    for name in names:
+        alarm = cloudwatch._alarms.get(name) or cloudwatch._composite_alarms.get(name)
+        states[name] = alarm["StateValue"] if alarm else None
+    return states

@@ -1,0 +1,185 @@
+"""Between S3 and a job's folder, with the job's own role: channels in, archives and folders out.
+
+Blocking; called off the event loop, because the S3 it talks to is served by that loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tarfile
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlparse
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+PARALLEL = 4  # requests at once per transfer
+_session_lock = threading.Lock()
+
+
+class TransferError(Exception):
+    """The transfer failed, in the words of the job's FailureReason."""
+
+
+def split(uri: str) -> tuple[str, str]:
+    """`s3://bucket/key` as (bucket, key)."""
+    parsed = urlparse(uri, allow_fragments=False)
+    if parsed.scheme != "s3" or not parsed.netloc:
+        raise TransferError(f"ClientError: {uri!r} is not an S3 URI of the form s3://bucket/key.")
+    return parsed.netloc, uri.split("/", 3)[3] if uri.count("/") > 2 else ""
+
+
+class Transfers:
+    """S3 as one role."""
+
+    def __init__(self, environment: dict[str, str], role: str) -> None:
+        """`environment` is what `emulator.role_environment` gives."""
+        self.role = role
+        self.region = environment["AWS_REGION"]
+        self._environment = environment
+
+    @functools.cached_property
+    def s3(self) -> Any:
+        """The client, made on first use: it costs tens of milliseconds, and not on the event loop."""
+        with _session_lock:  # boto3's client factory is not thread-safe
+            return boto3.session.Session().client(
+                "s3",
+                endpoint_url=self._environment["AWS_ENDPOINT_URL"],
+                region_name=self.region,
+                aws_access_key_id=self._environment["AWS_ACCESS_KEY_ID"],
+                aws_secret_access_key=self._environment["AWS_SECRET_ACCESS_KEY"],
+                aws_session_token=self._environment.get("AWS_SESSION_TOKEN"),
+                config=Config(s3={"addressing_style": "path"}, max_pool_connections=PARALLEL,
+                              retries={"max_attempts": 3}),
+            )
+
+    def exists(self, uri: str) -> bool:
+        """Whether the object is there and may be read."""
+        try:
+            bucket, key = split(uri)
+            self.s3.head_object(Bucket=bucket, Key=key)
+        except (TransferError, ClientError, BotoCoreError):
+            return False
+        return True
+
+    def download(self, uri: str, data_type: str, folder: Path) -> int:
+        """Brings an S3Prefix or a ManifestFile into `folder` (made if need be). Returns the number of files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            pairs = list(self._manifest(uri) if data_type == "ManifestFile" else self._prefix(uri))
+            self._fetch(pairs, folder)
+        except (ClientError, BotoCoreError) as error:
+            raise TransferError(f"ClientError: Data download failed: {uri}: {error}") from error
+        return len(pairs)
+
+    def _prefix(self, uri: str) -> Iterable[tuple[str, str, str]]:
+        """(bucket, key, path under the channel) of every object that the prefix covers."""
+        bucket, prefix = split(uri)
+        found = False
+        for page in self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for item in page.get("Contents", []):
+                key = item["Key"]
+                if not key.endswith("/"):
+                    found = True
+                    yield bucket, key, relative_name(key, prefix)
+        if not found:
+            raise TransferError(
+                f'ClientError: Data download failed: No S3 objects found under S3 URL "{uri}" given in input data '
+                f"source. Please ensure that the bucket exists in the selected region ({self.region}), that objects "
+                f'exist under that S3 prefix, and that the role "{self.role}" has "s3:ListBucket" permissions on '
+                f'bucket "{bucket}".'
+            )
+
+    def _manifest(self, uri: str) -> Iterable[tuple[str, str, str]]:
+        """The same for a manifest: `[{"prefix": "s3://bucket/folder/"}, "one", "two"]`, under the keys' own names."""
+        bucket, key = split(uri)
+        try:
+            entries = json.loads(self.s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+            prefix_bucket, prefix = split(entries[0]["prefix"])
+            names = [str(name) for name in entries[1:]]
+        except (ValueError, LookupError, TypeError) as error:
+            raise TransferError(f"ClientError: Data download failed: the manifest {uri} is not a list that starts "
+                                f'with {{"prefix": "s3://…"}} and goes on with names ({error}).') from error
+        return [(prefix_bucket, prefix + name, name) for name in names]
+
+    def _fetch(self, pairs: list[tuple[str, str, str]], folder: Path) -> None:
+        def fetch(pair: tuple[str, str, str]) -> None:
+            bucket, key, name = pair
+            target = folder / PurePosixPath(name.lstrip("/"))
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise TransferError(f"ClientError: Data download failed: {name!r} leaves the channel's folder.")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                for block in self.s3.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(1 << 20):
+                    file.write(block)
+
+        if pairs:
+            self.s3  # noqa: B018  # made once, before the threads share it
+            with ThreadPoolExecutor(PARALLEL) as pool:
+                list(pool.map(fetch, pairs))
+
+    def unpack(self, uri: str, folder: Path) -> None:
+        """Downloads a tar.gz and unpacks it into `folder`, refusing what would land outside."""
+        folder.mkdir(parents=True, exist_ok=True)
+        bucket, key = split(uri)
+        archive = folder.with_name(folder.name + ".tar.gz")
+        try:
+            with archive.open("wb") as file:
+                for block in self.s3.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(1 << 20):
+                    file.write(block)
+            with tarfile.open(archive, "r:*") as tar:
+                tar.extractall(folder, filter="data")
+        except (ClientError, BotoCoreError, tarfile.TarError, EOFError, OSError) as error:
+            raise TransferError(f"ClientError: {uri} could not be downloaded and unpacked: {error}") from error
+        finally:
+            archive.unlink(missing_ok=True)
+
+    def pack(self, folder: Path, uri: str) -> None:
+        """Uploads a folder's content as a tar.gz."""
+        archive = folder.with_name(folder.name + ".upload.tar.gz")
+        try:
+            # Level 1: the weights in it hardly compress, and the time would be the job's.
+            with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+                for path in sorted(folder.iterdir()):
+                    tar.add(path, arcname=path.name)
+            self._put(archive, uri)
+        finally:
+            archive.unlink(missing_ok=True)
+
+    def upload(self, folder: Path, uri: str) -> int:
+        """Uploads every file of a folder under a prefix. Returns their number."""
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
+        if files:
+            self.s3  # noqa: B018  # made once, before the threads share it
+            with ThreadPoolExecutor(PARALLEL) as pool:
+                list(pool.map(lambda p: self._put(p, f"{uri.rstrip('/')}/{p.relative_to(folder).as_posix()}"), files))
+        return len(files)
+
+    def _put(self, path: Path, uri: str) -> None:
+        bucket, key = split(uri)
+        try:
+            with path.open("rb") as file:
+                self.s3.put_object(Bucket=bucket, Key=key, Body=file)
+        except (ClientError, BotoCoreError) as error:
+            raise TransferError(f"ClientError: Unable to upload output to {uri}: {error}") from error
+
+
+def relative_name(key: str, prefix: str) -> str:
+    """Where an object lands under its channel: its key without the prefix, as SageMaker does it.
+
+    >>> relative_name("data/train/a/1.jpg", "data/train")
+    'a/1.jpg'
+    >>> relative_name("data/model.tar.gz", "data/model.tar.gz")
+    'model.tar.gz'
+    >>> relative_name("data/train-2/1.jpg", "data/train")
+    'train-2/1.jpg'
+    """
+    if prefix and not prefix.endswith("/") and key.startswith(prefix + "/"):
+        return key[len(prefix) + 1:]
+    return key[prefix.rfind("/") + 1:]

@@ -1,0 +1,93 @@
+"""CloudFormation: the SageMaker resource of the template, and table settings that ministack drops at creation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ministack import app
+from ministack.core.responses import get_account_id, get_region
+from ministack.services import dynamodb
+from ministack.services.cloudformation import provisioners
+
+from . import expect
+
+
+def sagemaker(action: str, request: dict) -> dict:
+    """Call the SageMaker API in this process, as CloudFormation itself.
+
+    Raises:
+        ValueError: SageMaker refused; CloudFormation shows the text as the resource's status reason.
+    """
+    # The emulator's root key: CloudFormation's own rights are those of whoever deploys, checked before.
+    scope = f"{get_account_id()}/20260101/{get_region()}/sagemaker/aws4_request"
+    headers = {
+        "x-amz-target": f"SageMaker.{action}",
+        "content-type": "application/x-amz-json-1.1",
+        "authorization": f"AWS4-HMAC-SHA256 Credential={scope}",
+    }
+    status, _, body = app.call_service_handler_sync(
+        app.SERVICE_HANDLERS["sagemaker"], "POST", "/", headers, json.dumps(request).encode(), {}
+    )
+    answer = json.loads(body) if body else {}
+    if status >= 300:
+        raise ValueError(answer.get("message") or answer.get("Message") or f"SageMaker {action}: HTTP {status}")
+    return answer
+
+
+def create_group(logical_id: str, props: dict, stack_name: str) -> tuple[str, dict]:
+    """`AWS::SageMaker::ModelPackageGroup`: `Ref` is its ARN."""
+    answer = sagemaker(
+        "CreateModelPackageGroup",
+        {
+            key: value
+            for key, value in props.items()
+            if key in ("ModelPackageGroupName", "ModelPackageGroupDescription", "Tags")
+        },
+    )
+    arn = answer["ModelPackageGroupArn"]
+    return arn, {"ModelPackageGroupArn": arn, "ModelPackageGroupStatus": "Completed"}
+
+
+def delete_group(physical_id: str, props: dict) -> None:
+    """Delete the group. As on AWS, it must hold no model package any more."""
+    sagemaker("DeleteModelPackageGroup", {"ModelPackageGroupName": physical_id.rsplit("/", 1)[-1]})
+
+
+def table_settings(name: str, props: dict) -> None:
+    """Switch on what CreateTable does not take: time to live and point-in-time recovery."""
+    if (props.get("TimeToLiveSpecification") or {}).get("Enabled") in (True, "true"):
+        specification = {**props["TimeToLiveSpecification"], "Enabled": True}
+        dynamodb._update_ttl({"TableName": name, "TimeToLiveSpecification": specification})
+    recovery = props.get("PointInTimeRecoverySpecification") or {}
+    if recovery.get("PointInTimeRecoveryEnabled") in (True, "true"):
+        dynamodb._update_continuous_backups(
+            {"TableName": name, "PointInTimeRecoverySpecification": {**recovery, "PointInTimeRecoveryEnabled": True}}
+        )
+
+
+def install() -> None:
+    """Add the resource type, and complete the creation of tables."""
+    handlers = expect("cloudformation", provisioners, "_RESOURCE_HANDLERS", kind=dict)
+    expect(
+        "cloudformation",
+        app,
+        "call_service_handler_sync",
+        "handler",
+        "method",
+        "path",
+        "headers",
+        "body",
+        "query_params",
+    )
+    expect("cloudformation", dynamodb, "_update_ttl", "data")
+    expect("cloudformation", dynamodb, "_update_continuous_backups", "data")
+    create_table = expect("cloudformation", provisioners, "_ddb_create", "logical_id", "props", "stack_name")
+
+    def create(logical_id: str, props: dict, stack_name: str) -> tuple[str, dict[str, Any]]:
+        name, attributes = create_table(logical_id, props, stack_name)
+        table_settings(name, props)
+        return name, attributes
+
+    handlers["AWS::DynamoDB::Table"]["create"] = create
+    handlers["AWS::SageMaker::ModelPackageGroup"] = {"create": create_group, "delete": delete_group}

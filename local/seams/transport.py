@@ -1,0 +1,13 @@
+"""TLS: requests on 127.0.0.1 count as encrypted, so that a policy that demands TLS does not refuse everything here."""
+
+from __future__ import annotations
+
+from ministack import app
+
+from . import expect
+
+
+def install() -> None:
+    """Make `aws:SecureTransport` true for every request."""
+    pin = expect("transport", app, "pin_request_origin", "source_ip", "secure_transport")
+    app.pin_request_origin = lambda source_ip, secure_transport: pin(source_ip, True)

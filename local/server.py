@@ -1,0 +1,120 @@
+"""The emulator's process: `python -m local.server`, started by `local.emulator`.
+
+Installs the seams, serves, and ends with everything it started: on SIGTERM, and when its standard input closes,
+which is how it learns that whoever started it is gone, however that happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+
+from ministack import app
+from ministack.core import lambda_runtime
+
+from local import processes, seams
+from local.seams import sagemaker
+
+logger = logging.getLogger("houndloop")
+
+STOP_SECONDS = 8.0  # for requests in flight and saving state; then the process ends regardless
+PARENT_CHECK_SECONDS = 1.0
+
+
+def watch_parent() -> None:
+    """Stop when the parent is gone. Its end of our standard input closes with it, unless a fork of it lives on: then
+    the parent's id changes."""
+    pipe, parent = os.dup(0), os.getppid()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)  # no child of ours shall hold, or read, the pipe
+    os.close(null)
+
+    def until_closed() -> None:
+        while os.read(pipe, 1):
+            pass
+        stop("whoever started it is gone")
+
+    def until_orphaned() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        stop("whoever started it is gone")
+
+    for watcher in (until_closed, until_orphaned):
+        threading.Thread(target=watcher, name=watcher.__name__, daemon=True).start()
+
+
+def stop(why: str) -> None:
+    """Ask the server to stop as SIGTERM does."""
+    logger.info("stopping: %s", why)
+    end_later()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_later() -> None:
+    """Make sure of the end: a function that still runs would keep the process for minutes."""
+
+    def end() -> None:
+        time.sleep(STOP_SECONDS)
+        finish(1)
+
+    threading.Thread(target=end, name="end", daemon=True).start()
+
+
+def finish(code: int) -> None:
+    """End this process and all below it, now."""
+    processes.end(processes.descendants(os.getpid()), grace=0.5)
+    logging.shutdown()
+    os._exit(code)
+
+
+def stop_services() -> None:
+    """Stop what serves: jobs and endpoints of SageMaker, and the workers of functions."""
+    try:
+        sagemaker.shutdown()
+    except Exception:
+        logger.exception("SageMaker did not stop cleanly")
+    lambda_runtime.reset()
+
+
+def main() -> None:
+    """Serve until stopped."""
+    watch_parent()
+    seams.install()
+    served = app.app
+
+    async def serve(scope: dict, receive, send) -> None:  # type: ignore[no-untyped-def]
+        if scope["type"] != "lifespan":
+            await served(scope, receive, send)
+            return
+
+        async def listen() -> dict:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                end_later()
+                stopping = threading.Thread(target=stop_services)
+                stopping.start()
+                while stopping.is_alive():
+                    await asyncio.sleep(0.05)
+            return message
+
+        await served(scope, listen, send)
+
+    app.app = serve
+    code = 1
+    try:
+        app.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        logger.exception("the emulator failed")
+    finally:
+        finish(code)
+
+
+if __name__ == "__main__":
+    main()

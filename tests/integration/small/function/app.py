@@ -1,0 +1,41 @@
+import json
+import os
+import time
+
+import boto3
+from shared import shout
+
+
+class PictureIsBroken(Exception):
+    pass
+
+
+def handler(event, context):
+    if event.get("sleep"):
+        time.sleep(event["sleep"])
+    if event.get("fail"):
+        raise PictureIsBroken("no header")
+    if event.get("metric"):
+        print(
+            json.dumps(
+                {
+                    "_aws": {
+                        "Timestamp": int(time.time() * 1000),
+                        "CloudWatchMetrics": [
+                            {
+                                "Namespace": "Test",
+                                "Dimensions": [["service"]],
+                                "Metrics": [{"Name": "Seen", "Unit": "Count"}],
+                            }
+                        ],
+                    },
+                    "service": "small",
+                    "Seen": [3.0],
+                }
+            )
+        )
+    return {
+        "greeting": shout(os.environ["GREETING"]),
+        "caller": boto3.client("sts").get_caller_identity()["Arn"],
+        "event": event,
+    }

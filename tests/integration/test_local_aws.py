@@ -1,0 +1,464 @@
+"""The seams at work: a small application deployed with the real sam into the local AWS, with IAM enforced."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import boto3
+import psutil
+import pytest
+
+from local.emulator import CHECKOUT, Emulator
+from local.stack import Stack, runtime
+
+SMALL = Path(__file__).parent / "small"
+DONE = ("SUCCEEDED", "FAILED", "TIMED_OUT", "ABORTED")
+
+
+def wait_for(check, timeout=20.0, every=0.1):
+    """The first true answer of `check`, or a failure that shows the last one."""
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = check()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"nothing after {timeout} s: {check.__name__} answered {answer!r}"
+        time.sleep(every)
+
+
+class Application:
+    """The deployed small application, with clients of its account."""
+
+    def __init__(self, aws, outputs):
+        self.aws, self.outputs = aws, outputs
+
+    def client(self, service, **credentials):
+        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", **credentials}
+        return boto3.client(service, endpoint_url=self.aws.endpoint_url, region_name="us-east-1", **keys)
+
+    def machine(self, states, **top):
+        """Create a state machine with the application's role."""
+        definition = {"QueryLanguage": "JSONata", "StartAt": next(iter(states)), "States": states, **top}
+        name = f"m{time.monotonic_ns()}"
+        created = self.client("stepfunctions").create_state_machine(
+            name=name, definition=json.dumps(definition), roleArn=self.outputs["MachineRole"]
+        )
+        return created["stateMachineArn"]
+
+    def start(self, machine, **given):
+        return self.client("stepfunctions").start_execution(stateMachineArn=machine, input=json.dumps(given))[
+            "executionArn"
+        ]
+
+    def result(self, execution, timeout=30.0):
+        """The description of an execution that has ended."""
+        states = self.client("stepfunctions")
+
+        def ended():
+            described = states.describe_execution(executionArn=execution)
+            return described if described["status"] in DONE else None
+
+        return wait_for(ended, timeout)
+
+    def run(self, states, **top):
+        return self.result(self.start(self.machine(states, **top)))
+
+    def messages(self):
+        """What is in the queue, and take it out."""
+        queue = self.client("sqs")
+        found = []
+        while True:
+            batch = queue.receive_message(QueueUrl=self.outputs["Queue"], MaxNumberOfMessages=10).get("Messages", [])
+            if not batch:
+                return found
+            for message in batch:
+                queue.delete_message(QueueUrl=self.outputs["Queue"], ReceiptHandle=message["ReceiptHandle"])
+                found.append(json.loads(message["Body"]))
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    with Emulator(state=tmp_path_factory.mktemp("aws")) as aws:
+        yield Application(aws, Stack(aws, root=SMALL).deploy())
+
+
+def task(resource, arguments, **more):
+    return {"Type": "Task", "Resource": resource, "Arguments": arguments, "End": True, **more}
+
+
+# --- Deployment ---
+
+
+def test_the_deployed_workflow_runs_with_its_layer_parameters_and_tables(app):
+    execution = app.start(app.outputs["Machine"], item="one")
+
+    first = app.result(execution)
+    assert first["status"] == "SUCCEEDED", first
+    assert json.loads(first["output"]) == {"greeting": "HELLO", "item": {"pk": {"S": "one"}, "n": {"N": "5"}}}
+
+    again = app.result(app.start(app.outputs["Machine"], item="one"))
+    assert again["status"] == "SUCCEEDED", "the failed condition is caught by its name"
+
+
+def test_table_settings_of_the_template_are_on(app):
+    dynamodb = app.client("dynamodb")
+    table = {"TableName": app.outputs["Table"]}
+    assert dynamodb.describe_time_to_live(**table)["TimeToLiveDescription"] == {
+        "TimeToLiveStatus": "ENABLED",
+        "AttributeName": "expires",
+    }
+    backups = dynamodb.describe_continuous_backups(**table)["ContinuousBackupsDescription"]
+    assert backups["PointInTimeRecoveryDescription"]["PointInTimeRecoveryStatus"] == "ENABLED"
+
+
+def test_what_has_been_built_is_not_built_again(app):
+    stack = Stack(app.aws, root=SMALL)
+    assert stack.build() is False
+
+
+@pytest.mark.parametrize("how", ["put", "copy"])
+def test_an_object_reaches_the_queue_through_eventbridge_however_it_arrives(app, how):
+    s3, bucket = app.client("s3"), app.outputs["Bucket"]
+    app.messages()
+    key = f"in/ä b+c%20 {how}.jpg"
+    if how == "put":
+        s3.put_object(Bucket=bucket, Key=key, Body=b"x")
+    else:
+        s3.put_object(Bucket=bucket, Key="elsewhere", Body=b"x")
+        s3.copy_object(Bucket=bucket, Key=key, CopySource={"Bucket": bucket, "Key": "elsewhere"})
+
+    event = wait_for(app.messages)[0]
+    assert event["detail"]["object"]["key"] == key
+
+
+# --- Step Functions: the role ---
+
+
+def test_tasks_have_no_more_rights_than_the_role(app):
+    denied = app.run(
+        {
+            "Delete": task(
+                "arn:aws:states:::aws-sdk:dynamodb:deleteItem",
+                {"TableName": app.outputs["Table"], "Key": {"pk": {"S": "x"}}},
+            )
+        }
+    )
+    assert denied["status"] == "FAILED"
+    assert denied["error"] == "DynamoDb.DynamoDbException"
+    assert "not authorized to perform: dynamodb:DeleteItem" in denied["cause"]
+
+    denied = app.run(
+        {"Send": task("arn:aws:states:::sqs:sendMessage", {"QueueUrl": app.outputs["Queue"], "MessageBody": {"a": 1}})}
+    )
+    assert denied["error"] == "SQS.AmazonSQSException"
+    assert "not authorized" in denied["cause"]
+
+
+def test_sagemaker_actions_are_checked_on_the_resource_they_name(app):
+    denied = app.run(
+        {"Describe": task("arn:aws:states:::aws-sdk:sagemaker:describeEndpoint", {"EndpointName": "theirs"})}
+    )
+    assert denied["error"] == "SageMaker.SageMakerException"
+    assert "not authorized to perform: sagemaker:DescribeEndpoint" in denied["cause"]
+
+    allowed = app.run(
+        {"Describe": task("arn:aws:states:::aws-sdk:sagemaker:describeEndpoint", {"EndpointName": "mine"})}
+    )
+    assert "not authorized" not in allowed["cause"], "allowed by its ARN, though there is no such endpoint"
+
+
+def test_a_job_needs_the_right_to_the_rule_that_step_functions_manages(app):
+    refused = app.run({"Train": task("arn:aws:states:::sagemaker:createTrainingJob.sync", {"TrainingJobName": "t"})})
+    assert refused["status"] == "FAILED"
+    assert "StepFunctionsGetEventsForSageMakerTrainingJobsRule" in refused["cause"]
+
+
+# --- Step Functions: conventions ---
+
+
+def test_function_errors_keep_their_type_and_carry_json(app):
+    failed = app.run(
+        {
+            "Fail": task(
+                "arn:aws:states:::lambda:invoke", {"FunctionName": app.outputs["Function"], "Payload": {"fail": True}}
+            )
+        }
+    )
+    assert failed["error"] == "PictureIsBroken"
+    assert json.loads(failed["cause"])["errorMessage"] == "no header"
+
+
+def test_objects_are_read_as_text_and_missing_ones_are_named(app):
+    app.client("s3").put_object(Bucket=app.outputs["Bucket"], Key="findings.json", Body=b'{"blocking": false}')
+    read = "arn:aws:states:::aws-sdk:s3:getObject"
+    found = app.run(
+        {
+            "Read": task(
+                read,
+                {"Bucket": app.outputs["Bucket"], "Key": "findings.json"},
+                Output={"findings": "{% $parse($states.result.Body) %}", "at": "{% $states.result.LastModified %}"},
+            )
+        }
+    )
+    output = json.loads(found["output"])
+    assert output["findings"] == {"blocking": False}
+    assert datetime.fromisoformat(output["at"].replace("Z", "+00:00")).tzinfo == UTC
+
+    missing = app.run({"Read": task(read, {"Bucket": app.outputs["Bucket"], "Key": "nothing"})})
+    assert missing["error"] == "S3.NoSuchKeyException"
+
+
+def test_results_larger_than_the_quota_fail_as_on_aws(app):
+    app.client("s3").put_object(Bucket=app.outputs["Bucket"], Key="large", Body=b"x" * 300_000)
+    failed = app.run(
+        {"Read": task("arn:aws:states:::aws-sdk:s3:getObject", {"Bucket": app.outputs["Bucket"], "Key": "large"})}
+    )
+    assert failed["error"] == "States.DataLimitExceeded"
+
+
+def test_unknown_parameters_are_refused(app):
+    failed = app.run({"Put": task("arn:aws:states:::dynamodb:putItem", {"TableName": "t", "Itme": {}})})
+    assert 'The field "Itme" is not supported by Step Functions' in failed["cause"]
+
+
+# --- Step Functions: time ---
+
+
+def ends_of(app, execution):
+    """The status-change event of one execution."""
+    found = []
+
+    def arrived():
+        found.extend(app.messages())
+        return [event for event in found if event.get("detail", {}).get("executionArn") == execution]
+
+    return wait_for(arrived)
+
+
+def test_an_execution_times_out_as_a_whole_and_says_so(app):
+    app.messages()
+    states = app.client("stepfunctions")
+    definition = {
+        "StartAt": "Wait",
+        "TimeoutSeconds": 1,
+        "States": {"Wait": {"Type": "Wait", "Seconds": 60, "End": True}},
+    }
+    machine = app.outputs["Machine"]
+    original = states.describe_state_machine(stateMachineArn=machine)["definition"]
+    states.update_state_machine(stateMachineArn=machine, definition=json.dumps(definition))
+    try:
+        execution = app.start(machine)
+        ended = app.result(execution, timeout=5)
+    finally:
+        states.update_state_machine(stateMachineArn=machine, definition=original)
+    assert ended["status"] == "TIMED_OUT"
+    assert ends_of(app, execution)[0]["detail"]["status"] == "TIMED_OUT"
+
+
+def test_a_stopped_execution_starts_nothing_more(app):
+    s3, bucket = app.client("s3"), app.outputs["Bucket"]
+    app.messages()
+    machine = app.machine(
+        {
+            "Slow": task(
+                "arn:aws:states:::lambda:invoke",
+                {"FunctionName": app.outputs["Function"], "Payload": {"sleep": 2}},
+                Catch=[{"ErrorEquals": ["States.ALL"], "Next": "Put"}],
+                End=False,
+                Next="Put",
+            ),
+            "Put": task(
+                "arn:aws:states:::dynamodb:putItem",
+                {"TableName": app.outputs["Table"], "Item": {"pk": {"S": "after the stop"}}},
+            ),
+        }
+    )
+    execution = app.start(machine)
+    time.sleep(0.7)
+    app.client("stepfunctions").stop_execution(executionArn=execution, error="Enough", cause="by hand")
+
+    assert app.result(execution, timeout=2)["status"] == "ABORTED"
+    time.sleep(2.5)  # the function has returned by now
+    assert app.result(execution)["status"] == "ABORTED", "the end of an execution is final"
+    row = app.client("dynamodb").get_item(TableName=app.outputs["Table"], Key={"pk": {"S": "after the stop"}})
+    assert "Item" not in row
+    assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] >= 0
+
+
+def test_a_task_times_out_and_can_be_caught(app):
+    caught = app.run(
+        {
+            "Slow": task(
+                "arn:aws:states:::lambda:invoke",
+                {"FunctionName": app.outputs["Function"], "Payload": {"sleep": 5}},
+                TimeoutSeconds=1,
+                Catch=[{"ErrorEquals": ["States.Timeout"], "Next": "Caught"}],
+            ),
+            "Caught": {"Type": "Pass", "Output": "caught", "End": True},
+        }
+    )
+    assert (caught["status"], json.loads(caught["output"])) == ("SUCCEEDED", "caught")
+
+
+# --- CloudWatch ---
+
+
+def test_an_alarm_hears_only_its_own_dimensions_and_recovers_by_itself(app):
+    cloudwatch = app.client("cloudwatch")
+
+    def state():
+        return cloudwatch.describe_alarms(AlarmNames=[app.outputs["Alarm"]])["MetricAlarms"][0]["StateValue"]
+
+    def put(endpoint):
+        cloudwatch.put_metric_data(
+            Namespace="Test",
+            MetricData=[
+                {
+                    "MetricName": "Errors",
+                    "Value": 5,
+                    "Unit": "Count",
+                    "Dimensions": [{"Name": "Endpoint", "Value": endpoint}],
+                }
+            ],
+        )
+
+    wait_for(lambda: state() == "OK")  # no data is no error: TreatMissingData notBreaching
+    put("theirs")
+    time.sleep(2.5)
+    assert state() == "OK"
+    put("mine")
+    wait_for(lambda: state() == "ALARM", timeout=5)
+    wait_for(lambda: state() == "OK", timeout=60, every=1)
+
+
+def test_metrics_in_the_log_of_a_function_are_metrics(app):
+    app.client("lambda").invoke(FunctionName=app.outputs["Function"], Payload=b'{"metric": true}')
+    now = datetime.now(UTC).timestamp()
+
+    def points():
+        return app.client("cloudwatch").get_metric_statistics(
+            Namespace="Test",
+            MetricName="Seen",
+            Dimensions=[{"Name": "service", "Value": "small"}],
+            StartTime=now - 300,
+            EndTime=now + 300,
+            Period=60,
+            Statistics=["Sum"],
+        )["Datapoints"]
+
+    assert wait_for(points)[0]["Sum"] == 3.0
+
+
+# --- Processes ---
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from local.emulator import Emulator
+with Emulator(state=Path(sys.argv[1])) as aws:
+    print(aws.pid, aws.port, flush=True)
+    time.sleep(600)
+"""
+
+
+def busy_function(port):
+    """Deploy and start a function that sleeps: the hardest worker to get rid of."""
+    keys = {
+        "endpoint_url": f"http://127.0.0.1:{port}",
+        "region_name": "us-east-1",
+        "aws_access_key_id": "test",
+        "aws_secret_access_key": "test",
+    }
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as code:
+        code.writestr("app.py", "import time\ndef handler(event, context):\n    time.sleep(300)\n")
+    trust = {
+        "Statement": [{"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}]
+    }
+    role = boto3.client("iam", **keys).create_role(RoleName="f", AssumeRolePolicyDocument=json.dumps(trust))
+    functions = boto3.client("lambda", **keys)
+    functions.create_function(
+        FunctionName="f",
+        Runtime=runtime(),
+        Handler="app.handler",
+        Timeout=600,
+        Role=role["Role"]["Arn"],
+        Code={"ZipFile": archive.getvalue()},
+    )
+    functions.invoke(FunctionName="f", InvocationType="Event")
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_however_the_parent_ends(tmp_path, end):
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PARENT), str(tmp_path)],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+    ) as parent:
+        pid, port = map(int, parent.stdout.readline().split())
+        busy_function(port)
+        emulator = psutil.Process(pid)
+        below = wait_for(lambda: emulator.children(recursive=True))
+        parent.send_signal(end)
+        parent.wait(20)
+        gone, alive = psutil.wait_procs([emulator, *below], timeout=20)
+    assert not alive
+    assert len(gone) >= 2
+
+
+def test_stop_leaves_no_process_and_no_unpacked_code(tmp_path):
+    aws = Emulator(state=tmp_path).start()
+    busy_function(aws.port)
+    emulator = psutil.Process(aws.pid)
+    below = wait_for(lambda: emulator.children(recursive=True))
+    aws.stop()
+    assert not any(process.is_running() for process in [emulator, *below])
+    assert not (tmp_path / "tmp").exists()
+    aws.stop()  # twice does no harm
+
+
+def test_the_server_killed_outright_is_cleaned_up_by_whoever_started_it(tmp_path):
+    aws = Emulator(state=tmp_path).start()
+    busy_function(aws.port)
+    below = wait_for(lambda: psutil.Process(aws.pid).children(recursive=True))
+    os.kill(aws.pid, signal.SIGKILL)
+    aws.stop()
+    assert not any(process.is_running() for process in below)
+
+
+def test_state_is_kept_when_asked(tmp_path):
+    with Emulator(state=tmp_path, keep=True) as aws:
+        s3 = boto3.client(
+            "s3",
+            endpoint_url=aws.endpoint_url,
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+        s3.create_bucket(Bucket="kept")
+        s3.put_object(Bucket="kept", Key="k", Body=b"v")
+    with Emulator(state=tmp_path, port=aws.port, keep=True):
+        assert s3.get_object(Bucket="kept", Key="k")["Body"].read() == b"v"
+    with Emulator(state=tmp_path, port=aws.port):
+        assert not s3.list_buckets()["Buckets"]
+
+
+def test_the_aws_command_line_works_with_the_printed_environment(app):
+    aws = shutil.which("aws", path=str(Path(sys.executable).parent)) or shutil.which("aws")
+    if aws is None:
+        pytest.skip("the aws command line is not installed")
+    environment = {**os.environ, **app.aws.environment()}
+    listed = subprocess.run([aws, "s3", "ls"], env=environment, capture_output=True, text=True, timeout=60)
+    assert app.outputs["Bucket"] in listed.stdout, listed.stderr

@@ -1,0 +1,81 @@
+"""The functions' AWS, faked by moto, with the tables as the template defines them."""
+
+import os
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from tests.makers import template
+
+# Powertools reads these when a handler is imported, as it may: Lambda sets them before.
+os.environ |= {
+    "POWERTOOLS_METRICS_NAMESPACE": "Houndloop",
+    "POWERTOOLS_SERVICE_NAME": "test",
+    "POWERTOOLS_TRACE_DISABLED": "true",
+}
+
+TABLE_PROPERTIES = {"BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes"}
+BUCKET, ARTIFACTS = "pictures", "artifacts"
+
+
+@pytest.fixture
+def context() -> SimpleNamespace:
+    """What Lambda passes as context, as far as Powertools reads it."""
+    return SimpleNamespace(
+        function_name="f", memory_limit_in_mb=128, invoked_function_arn="arn:aws:lambda:us-east-1:1:function:f",
+        aws_request_id="r",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """Buckets, tables and queues, their names in the environment as the template puts them there."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        s3, sqs, dynamodb = boto3.client("s3"), boto3.client("sqs"), boto3.client("dynamodb")
+        for bucket in (BUCKET, ARTIFACTS):
+            s3.create_bucket(Bucket=bucket)
+            s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+        for name, properties in template.resources("AWS::DynamoDB::Table").items():
+            dynamodb.create_table(TableName=name, **{k: v for k, v in properties.items() if k in TABLE_PROPERTIES})
+        queues = {name: sqs.create_queue(QueueName=name)["QueueUrl"] for name in ("inbox", "retrain")}
+        topic = boto3.client("sns").create_topic(Name="topic")["TopicArn"]
+        for name, value in {
+            "PREDICTIONS_TABLE": "Predictions", "LABELS_TABLE": "Labels", "LOOP_STATE_TABLE": "LoopState",
+            "INBOX_QUEUE_URL": queues["inbox"], "RETRAIN_QUEUE_URL": queues["retrain"], "ARTIFACT_BUCKET": ARTIFACTS,
+            "MAX_RECEIVES": "5", "MAX_IMAGE_BYTES": "1000000", "REVIEW_THRESHOLD": "0.6", "QUIET_PERIOD_SECONDS": "0",
+            "MIN_PICTURES_PER_CLASS": "5", "MIN_NEW_PICTURES": "1", "TOPIC": topic, "NAME": "houndloop",
+            "PRETRAINED_WEIGHTS": "none", "SERVING_IMAGE_URI": "local/inference:latest",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        _forget_clients()
+        table: Any = boto3.resource("dynamodb").Table
+        yield SimpleNamespace(
+            s3=s3, sqs=sqs, queues=queues, bucket=BUCKET, artifacts=ARTIFACTS,
+            predictions=table("Predictions"), labels=table("Labels"), state=table("LoopState"),
+        )  # fmt: skip
+        _forget_clients()
+
+
+def _forget_clients() -> None:
+    """The functions keep their clients for the life of the process; here each test has its own AWS."""
+    import sys
+
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("common", *_FUNCTIONS):
+            for attribute in vars(module).values():
+                if hasattr(attribute, "cache_clear"):
+                    attribute.cache_clear()
+
+
+_FUNCTIONS = (
+    "classify_images", "register_labels", "start_retraining", "publish_sources", "snapshot_dataset", "judge_challenger",
+    "probe_endpoint", "replay_images", "end_run",
+)  # fmt: skip

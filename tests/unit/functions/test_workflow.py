@@ -1,0 +1,208 @@
+"""The functions that the workflow calls: publishing, judging, probing, replaying, cleaning up."""
+
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from classify_images import app as classify
+from common import endpoint, predictions
+from common.errors import EndpointTrouble
+from common.events import ObjectEvent
+from end_run import app as end_run
+from judge_challenger import app as judge
+from probe_endpoint import app as probe
+from publish_sources import app as publish
+from replay_images import app as replay
+from tests.makers import events
+
+THRESHOLDS = judge.Thresholds(accuracy_floor=0.5, margin=0.02, new_class_floor=0.3)
+CLEAN = {"blocking": False, "rules": []}
+PREPROCESS = {"size": 32, "resize": 37, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+def evaluation(challenger: int, champion: int | None, new: dict[str, tuple[int, int]] | None = None) -> dict[str, Any]:
+    """100 test pictures of known classes, `challenger` and `champion` of them right, and those of new classes."""
+    new = new or {}
+    right = challenger + sum(correct for correct, _ in new.values())
+    total = 100 + sum(n for _, n in new.values())
+    return {
+        "challenger": {
+            "accuracy": right / total, "preprocess": PREPROCESS,
+            "per_class": {name: {"n": n, "correct": correct} for name, (correct, n) in new.items()},
+        },
+        "champion": None if champion is None else {"accuracy": champion / 100},
+        "common_classes": ["beagle"], "new_classes": list(new) if champion is not None else [],
+        "common": champion and {"n": 100, "challenger_correct": challenger, "champion_correct": champion},
+    }  # fmt: skip
+
+
+def test_the_first_model_needs_only_the_floor():
+    assert judge.judge(evaluation(60, None), CLEAN, THRESHOLDS)["promote"]
+    verdict = judge.judge(evaluation(40, None), CLEAN, THRESHOLDS)
+    assert not verdict["promote"] and "under the floor of 50.0%" in verdict["sentence"]
+
+
+def test_a_challenger_may_be_worse_by_the_margin_and_no_more():
+    assert judge.judge(evaluation(88, 90), CLEAN, THRESHOLDS)["promote"]
+    verdict = judge.judge(evaluation(87, 90), CLEAN, THRESHOLDS)
+    assert not verdict["promote"] and "3.0% worse than the champion on the 100 test pictures" in verdict["sentence"]
+
+
+def test_a_new_class_must_be_recognised():
+    assert judge.judge(evaluation(90, 90, {"pug": (3, 10)}), CLEAN, THRESHOLDS)["promote"]
+    verdict = judge.judge(evaluation(90, 90, {"pug": (2, 10)}), CLEAN, THRESHOLDS)
+    assert not verdict["promote"] and "new class pug: 2 of 10" in verdict["sentence"]
+
+
+def test_a_blocking_finding_blocks():
+    findings = {"blocking": True, "rules": [{"rule": "ExplodingTensor", "blocking": True, "status": "IssuesFound"}]}
+    verdict = judge.judge(evaluation(100, 50), findings, THRESHOLDS)
+    assert not verdict["promote"] and "ExplodingTensor" in verdict["sentence"]
+
+
+def test_the_verdict_is_written_where_people_find_it(aws, context, monkeypatch):
+    for name, value in {"ACCURACY_FLOOR": "0.5", "GATE_MARGIN": "0.02", "NEW_CLASS_FLOOR": "0.3"}.items():
+        monkeypatch.setenv(name, value)
+    aws.s3.put_object(Bucket=aws.artifacts, Key="runs/1/evaluation.json", Body=json.dumps(evaluation(90, 80)))
+    request = {
+        "bucket": aws.artifacts,
+        "evaluation": "runs/1/evaluation.json",
+        "verdict": "runs/1/verdict.json",
+        "findings": CLEAN,
+    }
+    verdict = judge.handler(request, context)
+    written = json.loads(aws.s3.get_object(Bucket=aws.artifacts, Key="runs/1/verdict.json")["Body"].read())
+    assert written == verdict and json.loads(verdict["preprocess"]) == PREPROCESS
+
+
+def layer(root: Path, package: str, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = root / package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_sources_are_published_once_under_the_hash_of_their_content(aws, context, monkeypatch, tmp_path):
+    layer(tmp_path, "training_source", {"train.py": "print(1)", "smdebug.whl": "wheel"})
+    layer(tmp_path, "serving_source", {"server.py": "1", "preprocessing.py": "2"})
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    published = publish.handler({}, context)
+    assert published["weights"] is None and published["serving"]["image"] == "local/inference:latest"
+    key = published["code"]["archive"].removeprefix(f"s3://{aws.artifacts}/")
+    with tarfile.open(fileobj=io.BytesIO(aws.s3.get_object(Bucket=aws.artifacts, Key=key)["Body"].read())) as tar:
+        assert sorted(tar.getnames()) == ["preprocessing.py", "smdebug.whl", "train.py"]
+    listed = [o["Key"] for o in aws.s3.list_objects_v2(Bucket=aws.artifacts)["Contents"]]
+    assert not [k for k in listed if "/files/" in k and k.endswith(".whl")]
+    assert publish.handler({}, context) == published
+    assert len(aws.s3.list_object_versions(Bucket=aws.artifacts)["Versions"]) == len(listed)
+    layer(tmp_path, "training_source", {"train.py": "print(2)"})
+    assert publish.handler({}, context)["code"]["hash"] != published["code"]["hash"]
+
+
+def test_without_weights_and_network_the_error_says_what_to_do(aws, context, monkeypatch):
+    monkeypatch.setattr(publish, "WEIGHTS_URL", "http://127.0.0.1:9/none")
+    with pytest.raises(publish.WeightsUnavailable, match="PretrainedWeights=none"):
+        publish.publish_weights(aws.artifacts)
+
+
+def test_a_function_without_its_layer_says_so():
+    with pytest.raises(publish.NoSource, match="build and deploy"):
+        publish.files_of("no_such_layer")
+
+
+def test_probes_count_failures_and_do_not_raise(aws, context, monkeypatch):
+    out = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(out, "PNG")
+    aws.s3.put_object(Bucket=aws.artifacts, Key="images/abc", Body=out.getvalue())
+    manifest = json.dumps([{"prefix": f"s3://{aws.artifacts}/images/"}, "abc"])
+    aws.s3.put_object(Bucket=aws.artifacts, Key="datasets/1/test.manifest", Body=manifest)
+    answers = iter([None, EndpointTrouble("down"), None])
+
+    def ask(name: str, crops: list[bytes]) -> None:
+        assert [len(crop) for crop in crops] == [32 * 32 * 3]
+        if error := next(answers):
+            raise error
+
+    monkeypatch.setattr(endpoint, "classify", ask)
+    request = {
+        "endpoint": "houndloop", "bucket": aws.artifacts, "manifest": "datasets/1/test.manifest",
+        "preprocess": json.dumps(PREPROCESS), "requests": 3, "seconds": 0.01,
+    }  # fmt: skip
+    assert probe.handler(request, context) == {"sent": 3, "failed": 1}
+
+
+def test_waiting_pictures_are_replayed_oldest_first_and_page_by_page(aws, context, monkeypatch):
+    monkeypatch.setattr(replay, "PAGE", 2)
+    for number in range(5):
+        body = events.object_created(aws.bucket, f"inbox/{number}.jpg", size=10, version=f"v{number}")
+        predictions.waiting(ObjectEvent.from_body(body))
+    request, pages = {"status": "WAITING"}, 0
+    while request:
+        answer = replay.handler(request, context)
+        pages += 1
+        request = answer if answer["next"] else None
+    assert answer["sent"] == 5 and pages >= 3
+    received = []
+    while got := aws.sqs.receive_message(QueueUrl=aws.queues["inbox"], MaxNumberOfMessages=10).get("Messages"):
+        received += [ObjectEvent.from_body(message["Body"]) for message in got]
+        for message in got:
+            aws.sqs.delete_message(QueueUrl=aws.queues["inbox"], ReceiptHandle=message["ReceiptHandle"])
+    assert {event.key for event in received} == {f"inbox/{n}.jpg" for n in range(5)}
+    assert all(event.replayed and event.version_id for event in received)
+
+
+def test_nothing_waits_where_nothing_ever_waited(aws, context):
+    assert replay.handler({"status": "WAITING"}, context)["next"] is None
+
+
+def test_a_picture_that_waits_while_a_model_goes_live_is_sent_again(aws, context):
+    """Between the look at the champion and the row, the champion came and its replay went by."""
+    body = events.object_created(aws.bucket, "inbox/1.jpg", size=10)
+    aws.state.put_item(Item={"pk": "champion", "sk": "champion"})
+    classify.wait_for_model(classify.Message("1", ObjectEvent.from_body(body), 1))
+    assert aws.sqs.receive_message(QueueUrl=aws.queues["inbox"])["Messages"]
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    stopped: list[str] = []
+
+    class SageMaker:
+        def list_hyper_parameter_tuning_jobs(self, **_: Any) -> dict[str, Any]:
+            return {"HyperParameterTuningJobSummaries": [{"HyperParameterTuningJobName": "houndloop-77-0"}]}
+
+        def list_training_jobs(self, **_: Any) -> dict[str, Any]:
+            return {"TrainingJobSummaries": [{"TrainingJobName": "houndloop-77-train-0"}]}
+
+        def list_processing_jobs(self, **_: Any) -> dict[str, Any]:
+            return {"ProcessingJobSummaries": []}
+
+        def stop_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str) -> None:
+            stopped.append(HyperParameterTuningJobName)
+
+        def stop_training_job(self, TrainingJobName: str) -> None:
+            stopped.append(TrainingJobName)
+
+    monkeypatch.setattr(end_run, "sagemaker", SageMaker)
+    return stopped
+
+
+def test_an_aborted_run_frees_its_lock_and_stops_its_jobs(aws, context, jobs):
+    event = events.document("execution_aborted")
+    lock = {"pk": "lock", "sk": "lock", "holder": event["detail"]["executionArn"], "run": "77"}
+    aws.state.put_item(Item=lock)
+    assert end_run.handler(event, context)["freed"]
+    assert jobs == ["houndloop-77-0", "houndloop-77-train-0"]
+    assert "Item" not in aws.state.get_item(Key={"pk": "lock", "sk": "lock"})
+
+
+def test_the_lock_of_another_run_stays(aws, context, jobs):
+    aws.state.put_item(Item={"pk": "lock", "sk": "lock", "holder": "arn:another", "run": "78"})
+    assert end_run.handler(events.document("execution_aborted"), context) == {"freed": False}
+    assert jobs == [] and aws.state.get_item(Key={"pk": "lock", "sk": "lock"})["Item"]["run"] == "78"

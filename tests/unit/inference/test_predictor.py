@@ -1,0 +1,93 @@
+"""The predictor answers from a whole artifact, and refuses any other with the reason, before the first request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from predictor import FILES, BadArtifact, Predictor
+from preprocessing import Preprocess
+from tests.makers.models import make_artifact
+
+
+def colour(channel: int, size: int = 32) -> np.ndarray:
+    image = np.zeros((size, size, 3), np.uint8)
+    image[..., channel] = 255
+    return image
+
+
+def test_it_answers_each_picture_with_probabilities(tmp_path):
+    predictor = Predictor(make_artifact(tmp_path))
+    assert predictor.classes == ["red", "green", "blue"]
+    assert predictor.preprocess == Preprocess.default(32)
+    assert predictor.model_version == "260101000000"
+    probabilities = predictor.predict(np.stack([colour(2), colour(0), colour(1), colour(0)]))
+    assert probabilities.shape == (4, 3) and probabilities.dtype == np.float32
+    assert np.allclose(probabilities.sum(axis=1), 1)
+    assert probabilities.argmax(axis=1).tolist() == [2, 0, 1, 0]
+
+
+def test_a_picture_gets_the_same_answer_alone_and_in_a_batch(tmp_path):
+    predictor = Predictor(make_artifact(tmp_path))
+    images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
+    together = predictor.predict(images)
+    assert all(
+        np.array_equal(predictor.predict(image[None])[0], row) for image, row in zip(images, together, strict=True)
+    )
+    assert np.array_equal(predictor.predict(images[::2]), together[::2]), "a view with gaps is taken too"
+
+
+def test_top_lists_the_likeliest_first_and_equals_in_the_order_of_the_classes(tmp_path):
+    predictor = Predictor(make_artifact(tmp_path, classes=[f"c{index}" for index in range(8)]))
+    row = np.array([[0.1, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]], np.float32)
+    best = predictor.top(row)[0]
+    assert [entry["class"] for entry in best] == ["c1", "c0", "c2", "c3", "c4"]
+    assert best[0]["probability"] == 0.3
+    assert len(predictor.top(row, k=20)[0]) == 8
+
+
+@pytest.mark.parametrize(
+    "shape, dtype", [((1, 16, 16, 3), np.uint8), ((32, 32, 3), np.uint8), ((1, 32, 32, 3), np.float32)]
+)
+def test_pictures_of_another_shape_are_refused(tmp_path, shape, dtype):
+    with pytest.raises(ValueError, match=r"the model takes uint8 \[N, 32, 32, 3\]"):
+        Predictor(make_artifact(tmp_path)).predict(np.zeros(shape, dtype))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_incomplete_artifact_is_refused(tmp_path, name):
+    make_artifact(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(BadArtifact, match=f"lacks {name}"):
+        Predictor(tmp_path)
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda f: (f / "classes.json").write_text('["red", "green"]'), r"classes.json has 2 classes, so f32 \[N,2\]"),
+        (lambda f: (f / "classes.json").write_text('["red", "green", "red"]'), "names 'red' more than once"),
+        (lambda f: (f / "classes.json").write_text("[]"), "must be a list of names"),
+        (lambda f: (f / "classes.json").write_text('{"red": 0}'), "holds a dict; expected a list"),
+        (lambda f: (f / "classes.json").write_text('["red",'), "classes.json is not JSON"),
+        (lambda f: edit(f / "preprocess.json", size=48, resize=55), r"preprocess.json makes u8 \[N,48,48,3\]"),
+        (lambda f: edit(f / "preprocess.json", resize=8), "size 32 must be positive and at most resize 8"),
+        (lambda f: edit(f / "preprocess.json", mean=None), "preprocess.json"),
+        (lambda f: edit(f / "model_card.json", model_version=""), "must name the model_version"),
+        (lambda f: edit(f / "model_card.json", dataset_hash=None), "must name the dataset_hash"),
+        (lambda f: (f / "model.xml").write_text("<net"), "model.xml with model.bin cannot be read"),
+        (lambda f: (f / "model.bin").write_bytes((f / "model.bin").read_bytes()[:-8]), "cannot be read"),
+        (lambda f: (f / "model.bin").write_bytes(b"\xff" * (f / "model.bin").stat().st_size), "no probabilities"),
+    ],
+)
+def test_an_artifact_whose_parts_do_not_belong_together_is_refused(tmp_path, damage, reason):
+    damage(make_artifact(tmp_path))
+    with pytest.raises(BadArtifact, match=reason):
+        Predictor(tmp_path)

@@ -1,0 +1,358 @@
+"""The server as SageMaker meets it: a process on a port, from its start to SIGTERM."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import predictor
+from tests.makers.images import broken, encode, picture
+from tests.makers.models import make_artifact
+
+INFERENCE = Path(predictor.__file__).parent
+CROPS = "application/x-rgb-crops"
+CROP = 32 * 32 * 3
+RED, BLUE = bytes((255, 0, 0)) * 1024, bytes((0, 0, 255)) * 1024
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def call(port: int, path: str = "/invocations", body: bytes | None = None, kind: str = CROPS, method: str = "") -> Any:
+    """Status and JSON of one request."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(method or ("GET" if body is None else "POST"), path, body, {"Content-Type": kind})
+        response = connection.getresponse()
+        assert response.headers["Content-Type"] == "application/json"
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+class Running:
+    """A server process. `slow`: seconds that each picture is made to take, by a wrapper around the predictor."""
+
+    def __init__(self, folder: Path, slow: float = 0, **environment: str) -> None:
+        self.port = free_port()
+        variables = {"MODEL_DIR": str(folder), "SAGEMAKER_BIND_TO_PORT": str(self.port), "WORKERS": "1"} | environment
+        command = [sys.executable, str(INFERENCE), "serve"]
+        if slow:
+            code = f"""
+import sys, time, runpy
+sys.path.insert(0, {str(INFERENCE)!r})
+import predictor
+predict = predictor.Predictor.predict
+predictor.Predictor.predict = lambda self, images: (time.sleep({slow} * (len(images) - 1)), predict(self, images))[1]
+sys.argv = ["inference", "serve"]
+runpy.run_path({str(INFERENCE)!r}, run_name="__main__")
+"""
+            command = [sys.executable, "-c", code]
+        self.process = subprocess.Popen(
+            command, env=os.environ | variables, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self.started = time.monotonic()
+
+    def wait_until_healthy(self, seconds: float = 20) -> float:
+        while time.monotonic() - self.started < seconds and self.process.poll() is None:
+            try:
+                if call(self.port, "/ping")[0] == 200:
+                    return time.monotonic() - self.started
+            except OSError:
+                time.sleep(0.02)
+        raise AssertionError(f"not healthy: {self.end()}")
+
+    def end(self) -> str:
+        """What it wrote to its log; the process is gone afterwards."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.communicate()[1]
+
+
+@contextmanager
+def running(folder: Path, slow: float = 0, **environment: str) -> Iterator[Running]:
+    server = Running(folder, slow, **environment)
+    try:
+        server.wait_until_healthy()
+        yield server
+    finally:
+        server.end()
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> Path:
+    return make_artifact(tmp_path_factory.mktemp("artifact"))
+
+
+@pytest.fixture(scope="module")
+def server(artifact) -> Iterator[int]:
+    with running(artifact, DEPLOYMENT="3", MODEL_VERSION="260101000000", MAX_PAYLOAD_BYTES="300000") as process:
+        yield process.port
+
+
+def test_ping_is_200_and_says_who_answers(server):
+    assert call(server, "/ping") == (200, {"model_version": "260101000000", "deployment": 3})
+
+
+def test_a_batch_of_crops_is_answered_in_its_order(server):
+    status, answer = call(server, body=RED + BLUE + RED)
+    assert status == 200
+    assert (answer["model_version"], answer["deployment"]) == ("260101000000", 3)
+    assert [entry["classes"][0]["class"] for entry in answer["predictions"]] == ["red", "blue", "red"]
+    assert 0.9 < answer["predictions"][0]["classes"][0]["probability"] <= 1
+    assert sum(entry["probability"] for entry in answer["predictions"][0]["classes"]) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_one_picture_is_prepared_by_the_server(server, format):
+    from PIL import Image
+
+    blue = encode(Image.new("RGB", (90, 60), (0, 0, 255)), format)
+    status, answer = call(server, body=blue, kind=f"image/{format.lower()}; charset=binary")
+    assert status == 200 and [entry["classes"][0]["class"] for entry in answer["predictions"]] == ["blue"]
+
+
+def test_the_same_picture_gets_the_same_answer_as_its_crop(server):
+    from preprocessing import Preprocess, crop
+
+    data = encode(picture(200, 150), "JPEG")
+    by_picture, by_crop = (
+        call(server, body=data, kind="image/jpeg"),
+        call(server, body=crop(data, Preprocess.default(32))),
+    )
+    assert by_picture == by_crop
+
+
+@pytest.mark.parametrize("name", broken())
+def test_a_broken_picture_is_a_400_with_the_reason(server, name):
+    data, reason = broken()[name]
+    status, answer = call(server, body=data, kind="image/jpeg")
+    assert (status, answer["error"]["code"]) == (400, "BrokenImage")
+    assert reason in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "request_, expected",
+    [
+        ({"body": RED[:-1]}, (400, "WrongCropSize")),
+        ({"body": b""}, (400, "WrongCropSize")),
+        ({"body": bytes(300_001)}, (413, "PayloadTooLarge")),
+        ({"body": bytes(3_000_000), "kind": "image/png"}, (413, "PayloadTooLarge")),
+        ({"body": RED, "kind": "application/json"}, (415, "UnsupportedMediaType")),
+        ({"body": RED, "kind": ""}, (415, "UnsupportedMediaType")),
+        ({"path": "/"}, (404, "NotFound")),
+        ({"path": "/invocations"}, (405, "MethodNotAllowed")),
+        ({"path": "/ping", "body": b"x"}, (405, "MethodNotAllowed")),
+    ],
+)
+def test_a_request_that_cannot_be_served_says_why(server, request_, expected):
+    status, answer = call(server, **request_)
+    assert (status, answer["error"]["code"]) == expected
+    assert answer["error"]["message"]
+    assert call(server, "/ping")[0] == 200
+
+
+def test_a_body_in_chunks_is_limited_too(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server, timeout=20)
+    connection.request("POST", "/invocations", (bytes(50_000) for _ in range(10)), {"Content-Type": CROPS})
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_a_connection_serves_on_after_a_refusal(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server, timeout=20)
+    for body, status in [(bytes(400_000), 413), (RED, 200), (RED[1:], 400), (BLUE, 200)]:
+        connection.request("POST", "/invocations", body, {"Content-Type": CROPS})
+        response = connection.getresponse()
+        response.read()
+        assert response.status == status
+    connection.close()
+
+
+def test_clients_that_go_away_leave_nothing_behind(artifact):
+    with running(artifact, QUEUE_SIZE="2") as server:
+        for _ in range(6):
+            with socket.create_connection(("127.0.0.1", server.port)) as half:
+                half.sendall(
+                    b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\nab"
+                )
+            time.sleep(0.05)
+        assert call(server.port, body=RED)[0] == 200
+
+
+def test_overload_is_429_while_ping_answers_at_once(artifact):
+    """GIVEN room for 4 requests of half a second WHEN 12 come THEN 4 are answered, 8 turned away, and none failed."""
+    with running(artifact, slow=0.5, QUEUE_SIZE="4") as server, ThreadPoolExecutor(12) as clients:
+        answers = [clients.submit(call, server.port, "/invocations", RED + RED) for _ in range(12)]
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert call(server.port, "/ping")[0] == 200
+        assert time.monotonic() - began < 0.2
+        statuses = sorted(answer.result()[0] for answer in answers)
+        assert statuses == [200] * 4 + [429] * 8
+        assert call(server.port, body=RED)[0] == 200, "the queue is free again"
+
+
+def test_a_request_past_its_deadline_is_429_and_leaves_the_queue(artifact):
+    with running(artifact, slow=0.8, REQUEST_TIMEOUT="0.5") as server, ThreadPoolExecutor(3) as clients:
+        answers = [clients.submit(call, server.port, "/invocations", RED + RED) for _ in range(3)]
+        assert {(status, answer["error"]["code"]) for status, answer in (a.result() for a in answers)} == {
+            (429, "DeadlineExceeded")
+        }
+        time.sleep(0.5)
+        assert call(server.port, body=RED)[0] == 200, "only the one at work ran to its end"
+
+
+def test_a_body_that_never_comes_is_given_up(artifact):
+    with running(artifact, REQUEST_TIMEOUT="0.3") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as slow:
+            slow.sendall(
+                b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\nab"
+            )
+            assert b"400 Bad Request" in slow.recv(1000)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_lets_the_requests_at_work_finish(artifact, workers):
+    with running(artifact, slow=0.6, WORKERS=workers) as server, ThreadPoolExecutor(2) as clients:
+        answers = [clients.submit(call, server.port, "/invocations", RED + BLUE) for _ in range(2)]
+        time.sleep(0.3)
+        server.process.terminate()
+        assert [answer.result()[0] for answer in answers] == [200, 200]
+        assert server.process.wait(timeout=10) == 0
+        with pytest.raises(OSError):
+            call(server.port, "/ping")
+
+
+def test_sigterm_while_the_model_loads_ends_it(artifact):
+    server = Running(artifact, WORKERS="2")
+    time.sleep(0.25)
+    server.process.terminate()
+    assert server.process.wait(timeout=10) in (0, -signal.SIGTERM)
+    server.end()
+
+
+def children(pid: int) -> list[int]:
+    import psutil
+
+    return [child.pid for child in psutil.Process(pid).children()]
+
+
+def alive(pid: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def until(condition, seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_worker_that_dies_is_put_back(artifact):
+    with running(artifact, WORKERS="2") as server:
+        first = children(server.process.pid)
+        assert len(first) == 2
+        os.kill(first[0], signal.SIGKILL)
+        assert until(lambda: len(set(children(server.process.pid)) - set(first)) == 1)
+        assert call(server.port, body=RED)[0] == 200
+
+
+def test_workers_do_not_outlive_their_supervisor(artifact):
+    with running(artifact, WORKERS="2") as server:
+        workers = children(server.process.pid)
+        server.process.kill()
+        server.process.wait()
+        assert until(lambda: not any(map(alive, workers)))
+
+
+def test_one_worker_is_one_process_without_supervisor(artifact):
+    with running(artifact, WORKERS="1") as server:
+        assert children(server.process.pid) == []
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_bad_artifact_ends_the_server_with_the_reason(tmp_path, workers):
+    make_artifact(tmp_path)
+    (tmp_path / "classes.json").write_text('["red"]')
+    server = Running(tmp_path, WORKERS=workers)
+    assert server.process.wait(timeout=15) == 78
+    assert "classes.json has 1 classes" in server.end()
+
+
+def test_the_artifact_of_another_version_is_refused(artifact):
+    server = Running(artifact, MODEL_VERSION="270101000000")
+    assert server.process.wait(timeout=15) == 78
+    assert "MODEL_VERSION is 270101000000, the artifact's model_version 260101000000" in server.end()
+
+
+def test_a_wrong_setting_is_named(artifact):
+    server = Running(artifact, QUEUE_SIZE="many")
+    assert server.process.wait(timeout=15) == 78
+    assert "QUEUE_SIZE is 'many'" in server.end()
+
+
+def test_a_taken_port_is_one_clear_sentence(artifact):
+    with running(artifact) as first:
+        second = Running(artifact, SAGEMAKER_BIND_TO_PORT=str(first.port))
+        assert second.process.wait(timeout=15) == 1
+        assert f"cannot listen on 127.0.0.1:{first.port}" in second.end()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_root_becomes_the_unprivileged_user_before_it_serves(tmp_path):
+    """The model directory belongs to root, as on SageMaker; requests are not served as root."""
+    import psutil
+
+    make_artifact(tmp_path).chmod(0o700)
+    with running(tmp_path, RUN_AS="nobody") as server:
+        assert psutil.Process(server.process.pid).username() == "nobody"
+        assert call(server.port, body=RED)[0] == 200
+
+
+def test_memory_is_flat_over_many_requests(artifact):
+    import psutil
+
+    with running(artifact) as server:
+        process = psutil.Process(server.process.pid)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        data = encode(picture(300, 200), "JPEG")
+
+        def rounds(count: int) -> int:
+            for index in range(count):
+                body, kind = ((RED * 4, CROPS), (data, "image/jpeg"), (data[:500], "image/jpeg"))[index % 3]
+                connection.request("POST", "/invocations", body, {"Content-Type": kind})
+                connection.getresponse().read()
+            return process.memory_info().rss
+
+        warm = rounds(600)
+        assert rounds(1500) - warm < 6_000_000
+        connection.close()
+
+
+def test_help_lists_the_settings():
+    done = subprocess.run(
+        [sys.executable, str(INFERENCE), "serve", "--help"], capture_output=True, text=True, check=True
+    )
+    for word in ("--workers", "--port", "MODEL_DIR", "SAGEMAKER_BIND_TO_PORT", "DEPLOYMENT"):
+        assert word in done.stdout

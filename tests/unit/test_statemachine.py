@@ -1,0 +1,151 @@
+"""What must hold of the workflow's definition, whatever it says."""
+
+import json
+import re
+from fnmatch import fnmatchcase
+from typing import Any
+
+import boto3
+import pytest
+
+from tests.makers import template
+
+DEFINITION = json.loads((template.ROOT / "statemachine" / "retrain.asl.json").read_text())
+STATES: dict[str, dict[str, Any]] = DEFINITION["States"]
+TASKS = {name: state for name, state in STATES.items() if state["Type"] == "Task"}
+
+# What Step Functions itself calls for each optimized integration, beside the action of the name.
+OPTIMIZED = {
+    "lambda:invoke": {"lambda:InvokeFunction"},
+    "sagemaker:createProcessingJob.sync": {
+        "sagemaker:CreateProcessingJob", "sagemaker:DescribeProcessingJob", "sagemaker:StopProcessingJob",
+        "sagemaker:AddTags", "iam:PassRole", "events:PutTargets", "events:PutRule", "events:DescribeRule",
+    },
+    "sagemaker:createHyperParameterTuningJob.sync": {
+        "sagemaker:CreateHyperParameterTuningJob", "sagemaker:DescribeHyperParameterTuningJob",
+        "sagemaker:StopHyperParameterTuningJob", "sagemaker:AddTags", "iam:PassRole",
+        "events:PutTargets", "events:PutRule", "events:DescribeRule",
+    },
+    "codebuild:startBuild.sync": {
+        "codebuild:StartBuild", "codebuild:StopBuild", "codebuild:BatchGetBuilds",
+        "events:PutTargets", "events:PutRule", "events:DescribeRule",
+    },
+    "dynamodb:putItem": {"dynamodb:PutItem"},
+    "dynamodb:getItem": {"dynamodb:GetItem"},
+    "dynamodb:updateItem": {"dynamodb:UpdateItem"},
+    "dynamodb:deleteItem": {"dynamodb:DeleteItem"},
+    "sns:publish": {"sns:Publish"},
+}  # fmt: skip
+# Where the IAM action is not the API's name, or there is more to it.
+SDK = {
+    "dynamodb:transactWriteItems": {"dynamodb:PutItem"},
+    "sagemaker:createTrainingJob": {"sagemaker:CreateTrainingJob", "iam:PassRole"},
+    "sagemaker:createModel": {"sagemaker:CreateModel", "iam:PassRole"},
+}
+# Every field that goes through an optimized integration. Those hold an older model of the API and refuse a newer field
+# only when it runs, so each addition here is a decision: is it a field that has been there for years?
+OPTIMIZED_FIELDS = {
+    "sagemaker:createProcessingJob.sync": {
+        "ProcessingJobName", "AppSpecification", "ProcessingInputs", "ProcessingOutputConfig", "ProcessingResources",
+        "StoppingCondition", "RoleArn",
+    },
+    "sagemaker:createHyperParameterTuningJob.sync": {
+        "HyperParameterTuningJobName", "HyperParameterTuningJobConfig", "TrainingJobDefinition",
+        "TrainingJobDefinition.StaticHyperParameters", "TrainingJobDefinition.AlgorithmSpecification",
+        "TrainingJobDefinition.InputDataConfig", "TrainingJobDefinition.OutputDataConfig",
+        "TrainingJobDefinition.ResourceConfig", "TrainingJobDefinition.StoppingCondition",
+        "TrainingJobDefinition.RoleArn",
+        "HyperParameterTuningJobConfig.Strategy", "HyperParameterTuningJobConfig.HyperParameterTuningJobObjective",
+        "HyperParameterTuningJobConfig.ResourceLimits", "HyperParameterTuningJobConfig.ParameterRanges",
+    },
+}  # fmt: skip
+
+
+def integration(state: dict[str, Any]) -> str:
+    return state["Resource"].removeprefix("arn:aws:states:::")
+
+
+def actions(state: dict[str, Any]) -> set[str]:
+    name = integration(state)
+    if not name.startswith("aws-sdk:"):
+        return OPTIMIZED[name]
+    service, _, operation = name.removeprefix("aws-sdk:").partition(":")
+    return SDK.get(f"{service}:{operation}", {f"{service}:{operation[0].upper()}{operation[1:]}"})
+
+
+def allowed() -> list[str]:
+    role = template.resources("AWS::IAM::Role")["RetrainRole"]
+    statements = role["Policies"][0]["PolicyDocument"]["Statement"]
+    found: list[str] = []
+    for statement in statements:
+        assert statement["Effect"] == "Allow"
+        found += [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+    return found
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_action_is_within_the_roles_policy(name: str):
+    for action in actions(TASKS[name]):
+        assert any(fnmatchcase(action, pattern) for pattern in allowed()), f"{name} needs {action}"
+
+
+def test_the_role_allows_nothing_that_no_state_needs():
+    needed = set().union(*(actions(state) for state in TASKS.values()))
+    logging = {a for a in allowed() if a.startswith(("logs:", "xray:"))}
+    # A spot training job is created by the SDK integration, and stopped by end_run's own role.
+    unused = set(allowed()) - needed - logging - {"sagemaker:StopTrainingJob"}
+    assert not unused
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_retries_catches_and_has_a_time_limit(name: str):
+    state = TASKS[name]
+    assert state["Retry"] and state["TimeoutSeconds"] > 0
+    assert "States.ALL" in [error for catcher in state["Catch"] for error in catcher["ErrorEquals"]]
+
+
+def test_the_execution_itself_has_a_time_limit():
+    assert DEFINITION["TimeoutSeconds"] <= 7 * 86400
+
+
+def test_every_way_through_ends_at_the_lock():
+    """From where the lock is taken, every end is reached through FreeLock."""
+
+    def following(state: dict[str, Any]) -> set[str]:
+        found = {state.get("Next"), state.get("Default")}
+        found |= {choice["Next"] for choice in state.get("Choices", [])}
+        found |= {catcher["Next"] for catcher in state.get("Catch", [])}
+        return {name for name in found if name}
+
+    reached, edge = {"PublishSources"}, {"PublishSources"}
+    while edge:
+        edge = set().union(*(following(STATES[name]) for name in edge if name != "FreeLock")) - reached
+        reached |= edge
+    assert "FreeLock" in reached and not reached & {"Done", "RunFailed"}
+    assert not STATES.keys() - reached - {"Begin", "TakeLock", "HowItEnded", "Done", "RunFailed"}, "unreachable states"
+
+
+def test_every_substitution_is_given_and_used():
+    used = set(re.findall(r"\$\{(\w+)\}", json.dumps(DEFINITION)))
+    given = template.resources("AWS::Serverless::StateMachine")["Retrain"]["DefinitionSubstitutions"]
+    assert used == given.keys()
+
+
+@pytest.mark.parametrize("name", [n for n, s in TASKS.items() if integration(s) in OPTIMIZED_FIELDS])
+def test_optimized_integrations_get_long_standing_fields_only(name: str):
+    arguments = TASKS[name]["Arguments"]
+    fields = set(arguments)
+    for part in ("HyperParameterTuningJobConfig", "TrainingJobDefinition"):
+        fields |= {f"{part}.{field}" for field in arguments.get(part, {})}
+    assert fields <= OPTIMIZED_FIELDS[integration(TASKS[name])]
+
+
+@pytest.mark.parametrize("name", [n for n, s in TASKS.items() if "aws-sdk:" in s["Resource"]])
+def test_sdk_integrations_name_operations_and_parameters_that_exist(name: str):
+    service, _, operation = integration(TASKS[name]).removeprefix("aws-sdk:").partition(":")
+    model = boto3.client(service, region_name="us-east-1").meta.service_model
+    shape = model.operation_model(operation[0].upper() + operation[1:]).input_shape
+    arguments = TASKS[name]["Arguments"]
+    if isinstance(arguments, dict):
+        assert set(arguments) <= set(shape.members)
+        assert set(shape.required_members) <= set(arguments)

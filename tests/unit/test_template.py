@@ -1,0 +1,104 @@
+"""What must hold of the template beyond what cfn-lint sees."""
+
+import json
+from typing import Any
+
+import pytest
+import sagemaker.core.image_uris as image_uris
+from sagemaker.core.debugger import rule_configs  # noqa: F401  the managed rules' names are checked against it below
+
+from tests.makers import template
+
+TEMPLATE = template.template()
+REGISTRIES: dict[str, dict[str, str]] = TEMPLATE["Mappings"]["Registries"]
+
+
+@pytest.mark.parametrize("region", REGISTRIES)
+def test_registries_are_those_that_sagemaker_core_knows(region: str):
+    uri = image_uris.retrieve("pytorch", region, version="2.10.0", image_scope="training", instance_type="ml.c5.xlarge")
+    assert uri.split(".")[0] == REGISTRIES[region]["Training"]
+    if REGISTRIES[region]["DebuggerRules"] != "none":
+        uri = image_uris.retrieve("debugger", region)
+        assert uri.split(".")[0] == REGISTRIES[region]["DebuggerRules"]
+        assert uri.endswith("/sagemaker-debugger-rules:latest")
+
+
+def test_every_parameter_says_what_it_is_and_is_used():
+    used = json.dumps(TEMPLATE["Resources"]) + json.dumps(TEMPLATE["Conditions"]) + json.dumps(TEMPLATE["Globals"])
+    for name, parameter in TEMPLATE["Parameters"].items():
+        assert parameter["Description"] and "Default" in parameter, name
+        assert f'"Ref": "{name}"' in used or f"${{{name}}}" in used, f"{name} is not used"
+    grouped = [
+        p for g in TEMPLATE["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"] for p in g["Parameters"]
+    ]
+    assert sorted(grouped) == sorted(TEMPLATE["Parameters"])
+
+
+@pytest.mark.parametrize("name", template.resources("AWS::S3::Bucket"))
+def test_buckets_are_versioned_encrypted_private_and_tls_only(name: str):
+    bucket = template.resources("AWS::S3::Bucket")[name]
+    assert bucket["VersioningConfiguration"]["Status"] == "Enabled" and bucket["BucketEncryption"]
+    assert all(bucket["PublicAccessBlockConfiguration"].values()) and bucket["LifecycleConfiguration"]["Rules"]
+    policy = template.resources("AWS::S3::BucketPolicy")[f"{name}Policy"]["PolicyDocument"]["Statement"][0]
+    assert policy["Effect"] == "Deny" and policy["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+@pytest.mark.parametrize("name", template.resources("AWS::DynamoDB::Table"))
+def test_tables_can_be_restored_to_a_point_in_time(name: str):
+    table = template.resources("AWS::DynamoDB::Table")[name]
+    assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
+    assert table["SSESpecification"] == {"SSEEnabled": True}
+
+
+def test_queues_outlast_their_functions_and_have_dead_letters():
+    """AWS: visibility at least six times the function's timeout, at least five receives."""
+    queues = template.resources("AWS::SQS::Queue")
+    default = TEMPLATE["Globals"]["Function"]["Timeout"]
+    for name, function in template.resources("AWS::Serverless::Function").items():
+        for event in function.get("Events", {}).values():
+            if event["Type"] != "SQS":
+                continue
+            queue = queues[event["Properties"]["Queue"]["Fn::GetAtt"][0]]
+            assert queue["VisibilityTimeout"] >= 6 * function.get("Timeout", default), name
+            assert queue["RedrivePolicy"]["maxReceiveCount"] >= 5
+            assert event["Properties"]["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+
+
+def statements() -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for name, function in template.resources("AWS::Serverless::Function").items():
+        found += [(name, s) for policy in function["Policies"] for s in policy["Statement"]]
+    for name, role in template.resources("AWS::IAM::Role").items():
+        found += [(name, s) for p in role["Policies"] for s in p["PolicyDocument"]["Statement"]]
+    # A statement that only one variant of the stack has stands in an If.
+    return [(name, s["Fn::If"][1] if "Fn::If" in s else s) for name, s in found]
+
+
+@pytest.mark.parametrize(("name", "statement"), statements())
+def test_policies_name_actions_and_explain_wildcards(name: str, statement: dict[str, Any]):
+    acts = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+    assert not any("*" in action for action in acts)
+    if statement["Resource"] == "*":
+        source = (template.ROOT / "template.yaml").read_text()
+        lines = [line for line in source.splitlines() if 'Resource: "*"' in line]
+        assert all("#" in line for line in lines), "a wildcard carries a comment that says why"
+
+
+def test_no_policy_of_a_function_reaches_beyond_what_its_handler_imports():
+    """Every function's folder exists and holds the handler that the template names."""
+    for name, function in template.resources("AWS::Serverless::Function").items():
+        module = function["Handler"].rpartition(".")[0].replace(".", "/")
+        assert (template.ROOT / "functions" / f"{module}.py").is_file(), name
+
+
+def test_the_workflow_makes_the_endpoint_not_the_template():
+    kinds = {resource["Type"] for resource in TEMPLATE["Resources"].values()}
+    assert not kinds & {"AWS::SageMaker::Endpoint", "AWS::SageMaker::EndpointConfig", "AWS::SageMaker::Model"}
+
+
+def test_alarms_look_at_the_endpoint_that_the_workflow_makes():
+    for name in ("EndpointErrorsAlarm", "EndpointLatencyAlarm"):
+        alarm = template.resources("AWS::CloudWatch::Alarm")[name]
+        dimensions = {d["Name"]: d["Value"] for d in alarm["Dimensions"]}
+        assert dimensions == {"EndpointName": {"Ref": "Name"}, "VariantName": "AllTraffic"}
+        assert alarm["TreatMissingData"] == "notBreaching"

@@ -1,0 +1,62 @@
+"""The layout of the model artifact (model.tar.gz): what is in it, how it is written and unpacked. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import platform
+import tarfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = "weights.pt"  # state dict, for resuming
+SERVING = "model.xml"  # OpenVINO IR, with model.bin beside it
+CLASSES = "classes.json"
+PREPROCESS = "preprocess.json"
+CARD = "model_card.json"
+FILES = (WEIGHTS, SERVING, "model.bin", CLASSES, PREPROCESS, CARD)
+
+
+def model_card(
+    *, model_version: str, dataset_hash: str, hyperparameters: dict, metrics: dict, findings: dict, export: dict
+) -> dict[str, Any]:
+    """What model_card.json says: where the model comes from, how good it is, and what made it."""
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "openvino", "pillow", "numpy", "smdebug"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # smdebug is in the source archive, and not needed by tuning trials
+            continue
+    return {
+        "model_version": model_version,
+        "dataset_hash": dataset_hash,
+        "architecture": "resnet18",
+        "hyperparameters": hyperparameters,
+        "metrics": metrics,
+        "findings": findings,
+        "export": export,
+        "versions": versions,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def extract(archive: Path, folder: Path) -> Path:
+    """Unpacks model.tar.gz into `folder`. ValueError when a file of the artifact is missing."""
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{archive} is no model artifact: {', '.join(missing)} missing; train.py writes all of {FILES}")
+    return folder
+
+
+def exit_message(processing: Path, reason: str) -> None:
+    """Makes `reason` the ExitMessage of the processing job whose container's /opt/ml/processing is given."""
+    if processing.name == "processing":  # else the script was called by hand
+        path = processing.parent / "output" / "message"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(reason[:1024])  # as much as SageMaker keeps

@@ -1,0 +1,134 @@
+"""The model, defined once: torchvision's ResNet-18 with a fresh `fc` for the classes at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
+
+FEATURES = 512  # width of what `fc` reads
+UNFREEZE = ("none", "layer4", "all")
+
+
+class WeightsError(ValueError):
+    """The pretrained weights cannot be used. The text says why and what to do."""
+
+
+def _import_resnet18():
+    """torchvision's resnet18; also where a CUDA build of torchvision meets a CPU build of torch.
+
+    The registry's torchvision wheel is built for CUDA. Beside a CPU torch its C++ library cannot be loaded, and then
+    `import torchvision` fails on registering fakes for two operators that don't exist. ResNet uses neither, so they are
+    declared, and only when the library really cannot be loaded.
+    """
+    from importlib.util import find_spec
+
+    spec = find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("torchvision is not installed: pip install torchvision==0.28.0")
+    library = Path(spec.origin).parent / "_C.so"
+    if library.exists():
+        try:
+            torch.ops.load_library(library)
+        except OSError:
+            operators = torch.library.Library("torchvision", "DEF")
+            for operator in ("nms", "qnms"):
+                operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _import_resnet18.operators = operators  # type: ignore[attr-defined]  # lives as long as the process
+    from torchvision.models.resnet import resnet18
+
+    return resnet18
+
+
+def build(classes: int, weights: Path | None = None) -> ResNet:
+    """ResNet-18 for `classes` classes: [N, 3, S, S] normalised pictures to [N, classes] logits, S of 32 or more.
+
+    `weights`: a state dict file of ImageNet's resnet18; the backbone starts from it. Raises WeightsError.
+    """
+    model = _import_resnet18()(weights=None)
+    if weights is not None:
+        load_pretrained(model, weights)
+    model.fc = nn.Linear(FEATURES, classes)
+    return model
+
+
+def load_pretrained(model: nn.Module, path: Path) -> None:
+    """Loads a torchvision state dict (1,000 ImageNet classes included) into `model`. Raises WeightsError."""
+    check_sha256(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in any layer: zip, pickle, storage
+        raise WeightsError(f"{path.name} is not a state dict that torch can load ({error}); fetch it again") from error
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path.name} holds a {type(state).__name__}, not the state dict of a ResNet-18")
+    expected = model.state_dict()
+    # BatchNorm's counters are missing in old files, and of no use in them.
+    missing = sorted(name for name in expected.keys() - state.keys() if not name.endswith("num_batches_tracked"))
+    unexpected = sorted(state.keys() - expected.keys())
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected.keys() & state.keys()
+        if state[name].shape != expected[name].shape
+    ]
+    if missing or unexpected or shapes:
+        problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+        found = "; ".join(f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems if names)
+        raise WeightsError(f"{path.name} does not match torchvision's resnet18: {found}; use resnet18-f37072fd.pth")
+    model.load_state_dict(state, strict=False)
+
+
+def check_sha256(path: Path) -> None:
+    """torch hub names a file with the first 8 digits of its sha256 (`resnet18-f37072fd.pth`): checks them if so named."""
+    named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
+    if named is None:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(named[1]):
+        raise WeightsError(
+            f"{path.name} is damaged: its sha256 starts with {found[:8]}, not {named[1]}; fetch it again"
+        )
+
+
+def set_trainable(model: ResNet, unfreeze: str) -> None:
+    """`none`: `fc` alone; `layer4`: the last stage and `fc`; `all`: everything."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = (
+            unfreeze == "all" or name.startswith("fc.") or (unfreeze == "layer4" and name.startswith("layer4."))
+        )
+
+
+def train_mode(model: ResNet) -> None:
+    """Training mode, except that frozen BatchNorm layers keep the statistics that their frozen weights belong to."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            module.eval()
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Groups for the optimizer: decay on matrices and kernels, none on biases and BatchNorm."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def features(model: ResNet, images: torch.Tensor) -> torch.Tensor:
+    """What `fc` reads: [N, 3, S, S] to [N, 512]."""
+    for stage in _backbone(model):
+        images = stage(images)
+    return images.flatten(1)
+
+
+def _backbone(model: ResNet) -> Iterator[nn.Module]:
+    return (module for name, module in model.named_children() if name != "fc")

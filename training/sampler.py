@@ -1,0 +1,140 @@
+"""Samples the machine and the steps while training runs, in SageMaker's system-metrics layout.
+
+    <folder>/system/incremental/<YYYYmmddHH>/<epoch of the minute>.algo-1.json     one JSON object a line:
+    {"Type": "cpu", "Name": "cpu0", "Dimension": "CPUUtilization", "Value": 93.1, "NodeId": "algo-1", "Timestamp": …}
+
+which smdebug's readers, and whoever knows the profiler's output in S3, can read. Values are percent unless the dimension
+says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rules import SystemObservations
+
+NODE = "algo-1"
+INTERVAL = 0.5  # seconds; SageMaker's own default
+
+
+class Sampler:
+    """`with Sampler(folder) as sampler:` samples in a thread; `step` records each training step's times."""
+
+    def __init__(self, folder: Path, interval: float = INTERVAL, started: float | None = None) -> None:
+        """`started`: when the process began (time.time), for the start-up time."""
+        import psutil
+
+        self.folder, self.interval = folder / "system" / "incremental", interval
+        self.seen = SystemObservations()
+        self.times: list[float] = []  # of each sample, seconds since the epoch
+        self.io: list[dict[str, float]] = []  # of each sample: disk and network bytes a second
+        self._started = started if started is not None else psutil.Process().create_time()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._psutil = psutil
+        self._gpus = _gpu_handles()
+        self._last: tuple[float, Any, Any] | None = None
+
+    def __enter__(self) -> Sampler:
+        self._psutil.cpu_percent(percpu=True)  # the first call only starts the measurement
+        self._psutil.cpu_times_percent()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def step(self, seconds: float, waited: float) -> None:
+        """A training step took `seconds`, of which it `waited` for its batch."""
+        if not self.seen.step_seconds:
+            self.seen.start_up_seconds = max(0.0, time.time() - self._started - seconds)
+        self.seen.step_seconds.append(seconds)
+        self.seen.wait_seconds.append(waited)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.interval):
+            self.sample()
+
+    def sample(self) -> None:
+        """Takes one sample and writes its lines."""
+        psutil, now = self._psutil, time.time()
+        cores = psutil.cpu_percent(percpu=True)
+        waiting = getattr(psutil.cpu_times_percent(), "iowait", 0.0)  # Linux only
+        memory = psutil.virtual_memory().percent
+        lines = [_event("cpu", f"cpu{n}", "CPUUtilization", value, now) for n, value in enumerate(cores)]
+        lines.append(_event("cpu", "iowait", "IOWait", waiting, now))
+        lines.append(_event("memory", "", "MemoryUsedPercent", memory, now))
+        lines += self._rates(now)
+        gpu, gpu_memory = self._gpu(now, lines)
+        self.times.append(now)
+        self.seen.cpu.append(sum(cores) / len(cores))
+        self.seen.io_wait.append(waiting)
+        self.seen.memory.append(memory)
+        if gpu:
+            self.seen.gpu.append(sum(gpu) / len(gpu))
+            self.seen.gpu_memory.append(sum(gpu_memory) / len(gpu_memory))
+        minute = int(now) // 60 * 60
+        path = self.folder / datetime.fromtimestamp(minute, UTC).strftime("%Y%m%d%H") / f"{minute}.{NODE}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def _rates(self, now: float) -> list[dict]:
+        """Disk and network bytes a second since the last sample."""
+        disk, network = self._psutil.disk_io_counters(), self._psutil.net_io_counters()
+        last, self._last = self._last, (now, disk, network)
+        rates = {"disk_read": 0.0, "disk_write": 0.0, "received": 0.0, "sent": 0.0}
+        if last and now > last[0]:
+            elapsed = now - last[0]
+            if disk and last[1]:
+                rates["disk_read"] = (disk.read_bytes - last[1].read_bytes) / elapsed
+                rates["disk_write"] = (disk.write_bytes - last[1].write_bytes) / elapsed
+            if network and last[2]:
+                rates["received"] = (network.bytes_recv - last[2].bytes_recv) / elapsed
+                rates["sent"] = (network.bytes_sent - last[2].bytes_sent) / elapsed
+        self.io.append(rates)
+        return [
+            _event("platform", "disk", "DiskReadThroughputInBytes", rates["disk_read"], now),
+            _event("platform", "disk", "DiskWriteThroughputInBytes", rates["disk_write"], now),
+            _event("network", "", "ReceivedThroughputInBytes", rates["received"], now),
+            _event("network", "", "SentThroughputInBytes", rates["sent"], now),
+        ]
+
+    def _gpu(self, now: float, lines: list[dict]) -> tuple[list[float], list[float]]:
+        busy, memory = [], []
+        for number, handle in enumerate(self._gpus):
+            import pynvml
+
+            with suppress(pynvml.NVMLError):  # a GPU that resets answers again in the next sample
+                used = pynvml.nvmlDeviceGetUtilizationRates(handle)
+                store = pynvml.nvmlDeviceGetMemoryInfo(handle)
+                busy.append(float(used.gpu))
+                memory.append(100 * store.used / store.total)
+                lines.append(_event("gpu", f"gpu{number}", "GPUUtilization", busy[-1], now))
+                lines.append(_event("gpu", f"gpu{number}", "GPUMemoryUtilization", memory[-1], now))
+        return busy, memory
+
+
+def _event(kind: str, name: str, dimension: str, value: float, now: float) -> dict:
+    return {"Type": kind, "Name": name, "Dimension": dimension, "Value": value, "NodeId": NODE, "Timestamp": now}
+
+
+def _gpu_handles() -> list:
+    """NVML's handles of the GPUs; none where there is no GPU, no driver or no NVML."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
+    except Exception:  # pynvml is not installed, or raises its own errors without a driver
+        return []
