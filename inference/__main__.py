@@ -68,6 +68,7 @@ def work(listener: socket.socket, model_dir: str, supervisor: int | None = None)
     config = uvicorn.Config(
         Server(predictor, settings),
         http="httptools",
+        ws="none",
         lifespan="off",
         access_log=False,
         log_level="warning",

@@ -14,6 +14,7 @@ import openvino as ov
 
 from preprocessing import Preprocess
 
+PRECISIONS = ("f32", "bf16")
 FILES = ("model.xml", "model.bin", "classes.json", "preprocess.json", "model_card.json")
 
 
@@ -26,6 +27,8 @@ class Predictor:
 
     def __init__(self, model_dir: str | Path, precision: str = "f32") -> None:
         """`precision`: what OpenVINO may compute in, `f32` or `bf16`."""
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}; it must be {' or '.join(PRECISIONS)}")
         self.model_dir = Path(model_dir)
         missing = [name for name in FILES if not (self.model_dir / name).is_file()]
         if missing:
@@ -33,8 +36,7 @@ class Predictor:
         self.classes: list[str] = self._classes()
         self.preprocess: Preprocess = self._preprocess()
         self.card: dict[str, Any] = self._json("model_card.json", dict)
-        self.model_version: str = self._required("model_version")
-        self.dataset_hash: str = self._required("dataset_hash")
+        self.model_version: str = self._model_version()
         self._request = self._compile(precision).create_infer_request()
         self._check_answers()
 
@@ -82,11 +84,11 @@ class Predictor:
         except (ValueError, TypeError) as error:
             raise BadArtifact(f"preprocess.json: {error}") from error
 
-    def _required(self, name: str) -> str:
-        value = self.card.get(name)
-        if not isinstance(value, str) or not value:
-            raise BadArtifact(f"model_card.json must name the {name}; found {value!r}")
-        return value
+    def _model_version(self) -> str:
+        version = self.card.get("model_version")
+        if not isinstance(version, str) or not version:
+            raise BadArtifact(f"model_card.json must name the model_version; found {version!r}")
+        return version
 
     def _compile(self, precision: str) -> ov.CompiledModel:
         core = ov.Core()
@@ -112,7 +114,10 @@ class Predictor:
             "ENABLE_CPU_PINNING": False,  # pinned, two processes would share one core
             "INFERENCE_PRECISION_HINT": precision,
         }
-        return core.compile_model(model, "CPU", settings)
+        try:
+            return core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise BadArtifact(f"model.xml cannot be compiled for this processor: {str(error).strip()}") from error
 
     def _check_answers(self) -> None:
         """One answer before the first request: damaged weights show as numbers that are no probabilities."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
@@ -21,6 +22,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import psutil
 
@@ -132,7 +134,8 @@ class Emulator:
         """Start the process and wait until it answers.
 
         Raises:
-            EmulatorError: the port is taken, or the process ended or did not answer; with the end of its log.
+            EmulatorError: the port or the state folder is taken, or the process ended or did not answer (with the
+                end of its log).
         """
         if self._process is not None:
             raise EmulatorError(f"The emulator is already running at {self.endpoint_url}.")
@@ -140,8 +143,9 @@ class Emulator:
             check_port(self.port)
         else:
             self.port = free_port()
+        lock = self._lock_state()
         self._prepare_state()
-        with self.log.open("wb") as log:
+        with lock, self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "local.server"],
                 cwd=CHECKOUT,
@@ -150,6 +154,7 @@ class Emulator:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=[lock.fileno()],  # holds the lock for as long as it lives
             )
         atexit.register(self.stop)
         try:
@@ -187,6 +192,23 @@ class Emulator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _lock_state(self) -> IO[bytes]:
+        """Take the state folder: two emulators in one would delete each other's files.
+
+        Raises:
+            EmulatorError: another emulator has it.
+        """
+        self.state.mkdir(parents=True, exist_ok=True)
+        lock = (self.state / "lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise EmulatorError(
+                f"Another emulator runs with its state in {self.state}: stop it first (Ctrl-C, or `make down`)."
+            ) from None
+        return lock
 
     def _prepare_state(self) -> None:
         for folder in ("tmp",) if self.keep else ("tmp", "state", "s3", "sagemaker"):

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 from ministack import app
 from ministack.core import lambda_runtime
@@ -86,13 +87,15 @@ def main() -> None:
     seams.install()
     served = app.app
 
-    async def serve(scope: dict, receive, send) -> None:  # type: ignore[no-untyped-def]
+    async def serve(scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "lifespan":
             await served(scope, receive, send)
             return
 
         async def listen() -> dict:
             message = await receive()
+            if message["type"] == "lifespan.startup":
+                await sagemaker.start()
             if message["type"] == "lifespan.shutdown":
                 end_later()
                 stopping = threading.Thread(target=stop_services)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+from botocore.exceptions import BotoCoreError, ClientError
 
 from local.emulator import CHECKOUT, REGION, Emulator, tail
 
@@ -131,16 +132,20 @@ class Stack:
             "PythonRuntime": runtime(),
             **(parameters or {}),
         }
-        self._sam(
-            "deploy",
-            "--template-file",
-            str(self.build_dir / "template.yaml"),
-            "--no-confirm-changeset",
-            "--no-fail-on-empty-changeset",
-            "--no-progressbar",
-            "--parameter-overrides",
-            *(f"{name}={value}" for name, value in values.items()),
-        )
+        try:
+            self._sam(
+                "deploy",
+                "--template-file",
+                str(self.build_dir / "template.yaml"),
+                "--no-confirm-changeset",
+                "--no-fail-on-empty-changeset",
+                "--no-progressbar",
+                "--parameter-overrides",
+                *(f"{name}={value}" for name, value in values.items()),
+            )
+        except StackError as error:
+            reasons = self._failures("CREATE_FAILED", "UPDATE_FAILED")
+            raise StackError("\n".join([*reasons, str(error)])) from None
         return self.outputs()
 
     def outputs(self) -> dict[str, str]:
@@ -160,20 +165,29 @@ class Stack:
         while time.monotonic() < deadline:
             try:
                 status = client.describe_stacks(StackName=self.name)["Stacks"][0]["StackStatus"]
-            except client.exceptions.ClientError:  # "does not exist"
-                return
+            except ClientError as error:
+                if "does not exist" in str(error):
+                    return
+                raise
             if status == "DELETE_COMPLETE":
                 return
             if status.endswith("FAILED"):
-                events = client.describe_stack_events(StackName=self.name)["StackEvents"]
-                reasons = [
-                    f"{event['LogicalResourceId']}: {event.get('ResourceStatusReason', '')}"
-                    for event in events
-                    if event["ResourceStatus"] == "DELETE_FAILED"
-                ]
-                raise StackError(f"The stack {self.name} could not be deleted.\n" + "\n".join(reasons))
+                reasons = self._failures("DELETE_FAILED")
+                raise StackError("\n".join([f"The stack {self.name} could not be deleted:", *reasons]))
             time.sleep(0.5)
         raise StackError(f"The stack {self.name} was not deleted within {timeout:.0f} seconds (status {status}).")
+
+    def _failures(self, *statuses: str) -> list[str]:
+        """CloudFormation's reasons, oldest first."""
+        try:
+            events = self._client("cloudformation").describe_stack_events(StackName=self.name)["StackEvents"]
+        except (BotoCoreError, ClientError):  # there is no stack yet, or no emulator any more
+            return []
+        return [
+            f"{event['LogicalResourceId']} ({event['ResourceType']}): {event.get('ResourceStatusReason', 'no reason')}"
+            for event in reversed(events)
+            if event["ResourceStatus"] in statuses
+        ]
 
     def _client(self, service: str) -> Any:
         session: Any = boto3  # the stubs know clients only by literal names

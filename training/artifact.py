@@ -50,7 +50,7 @@ def extract(archive: Path, folder: Path) -> Path:
         tar.extractall(folder, filter="data")
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"{archive} is no model artifact: {', '.join(missing)} missing; train.py writes all of {FILES}")
+        raise ValueError(f"{archive} is no model artifact: {', '.join(missing)} missing of {FILES}")
     return folder
 
 

@@ -1,7 +1,7 @@
 """The prepared dataset: what prepare.py writes once and every trial reads as its `training` channel.
 
     prepared/train.npy  validation.npy  test.npy   uint8 [N, side, side, 3] RGB; memory-mapped when read
-    prepared/index.json                            per split: labels and sha256 of each picture, in order; pictures left out
+    prepared/index.json                            labels and sha256 of each split's pictures, in order; those left out
     prepared/classes.json  preprocess.json
 
 `side` is `size` for validation and test: exactly the crops that the server makes. It is `resize` for train: the square
@@ -118,8 +118,8 @@ class Normalise:
         return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
-# scale: the least share of the picture's area that a crop keeps; ratio: up to which it is stretched; jitter: of contrast
-# and brightness, in standard deviations of the pixels.
+# scale: the least share of the picture's area that a crop keeps; ratio: up to which it is stretched; jitter: of
+# contrast and brightness, in standard deviations of the pixels.
 AUGMENTATIONS = {
     "none": None,
     "light": {"scale": 0.5, "ratio": 1.22, "jitter": 0.2},
@@ -130,8 +130,8 @@ AUGMENTATIONS = {
 def augment(images: torch.Tensor, size: int, kind: str, generator: torch.Generator) -> torch.Tensor:
     """Random resized crops and mirror images of a whole batch at once.
 
-    `images`: normalised float [N, 3, side, side]; gives [N, 3, size, size]. `kind`: a key of AUGMENTATIONS; `none` gives
-    the central crop. `generator` (CPU) decides everything, so a step can be repeated exactly.
+    `images`: normalised float [N, 3, side, side]; gives [N, 3, size, size]. `kind`: a key of AUGMENTATIONS; `none`
+    gives the central crop. `generator` (CPU) decides everything, so a step can be repeated exactly.
     """
     settings = AUGMENTATIONS[kind]
     if settings is None:

@@ -19,8 +19,8 @@ from typing import Any
 import rules
 from rules import Finding, Observations
 
-# A save costs a few milliseconds for each layer, so few steps are saved in full: the first two, where a bad start shows,
-# and some spread over the run.
+# A save costs a few milliseconds for each layer, so few steps are saved in full: the first two, where a bad start
+# shows, and some spread over the run.
 FULL_SAVES = 8
 LOSS_SAVES = 200  # a loss is one number; still a file each
 
@@ -109,8 +109,9 @@ def make_hook(smd: Any, folder: Path, model: Any, criterion: Any, train_steps: i
     """
     from smdebug.core.modes import ModeKeys
 
+    some = smd.SaveConfigMode(save_steps=full_save_steps(train_steps))
     never = smd.SaveConfigMode(start_step=2**31)
-    full = smd.SaveConfig({ModeKeys.TRAIN: smd.SaveConfigMode(save_steps=full_save_steps(train_steps)), ModeKeys.EVAL: never})
+    full = smd.SaveConfig({ModeKeys.TRAIN: some, ModeKeys.EVAL: never})
     losses = smd.SaveConfig({ModeKeys.TRAIN: smd.SaveConfigMode(save_interval=loss_interval(train_steps)),
                              ModeKeys.EVAL: smd.SaveConfigMode(save_interval=1)})  # fmt: skip
     statistics = smd.ReductionConfig(reductions=["mean", "std"], abs_reductions=["mean", "max"], norms=["l2"])

@@ -3,8 +3,8 @@
     python evaluate.py --dataset snapshot --images images --challenger new/model.tar.gz --output evaluation
     python evaluate.py … --champion live/model.tar.gz
 
-Runs in the serving image: no torch, the same preprocessing and predictor as the endpoint. Models are compared by the names
-of their classes, never by position, and the champion only on classes that it knows.
+Runs in the serving image: no torch, the same preprocessing and predictor as the endpoint. Models are compared by the
+names of their classes, never by position, and the champion only on classes that it knows.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def judge(model_dir: Path, rows: list[dict], images: Path) -> dict[str, Any]:
                             "probability": round(probability, 6)})  # fmt: skip
     return {
         "accuracy": sum(right.values()) / len(rows),
+        "preprocess": json.loads(predictor.preprocess.to_json()),
         "per_class": {name: {"n": seen[name], "correct": right[name]} for name in sorted(seen)},
         "latency_ms_p50": round(statistics.median(latencies), 3) if latencies else None,
         "classes": predictor.classes,

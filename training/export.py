@@ -40,12 +40,13 @@ def export(model: nn.Module, spec: Preprocess, crops: np.ndarray, folder: Path) 
     import openvino as ov
 
     crops = np.array(crops)  # a copy: torch wants memory that may be written to
-    served = Served(model.to("cpu").to(memory_format=torch.contiguous_format), spec).eval()
+    served = Served(model.to("cpu", memory_format=torch.contiguous_format), spec).eval()  # type: ignore[call-overload]
     with torch.inference_mode():
         expected = served(torch.from_numpy(crops)).numpy()
     with torch.no_grad():
+        shape = [-1, spec.size, spec.size, 3]
         converted = ov.convert_model(
-            served, example_input=torch.from_numpy(crops[:2]), input=("images", [-1, spec.size, spec.size, 3], ov.Type.u8)
+            served, example_input=torch.from_numpy(crops[:2]), input=("images", shape, ov.Type.u8)
         )
     converted.inputs[0].get_tensor().set_names({"images"})
     converted.outputs[0].get_tensor().set_names({"probabilities"})

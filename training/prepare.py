@@ -87,7 +87,7 @@ def decode_into(path: Path, shape: tuple[int, ...], spec: Preprocess, images: Pa
 def prepare_split(
     rows: list[dict], spec: Preprocess, images: Path, path: Path, pool: ProcessPoolExecutor
 ) -> tuple[list[dict], list[dict]]:
-    """Writes one split's array to `path` (uint8 [N, size, size, 3]); returns the rows kept, in order, and those left out."""
+    """Writes one split's array to `path` (uint8 [N, size, size, 3]); returns the rows kept and those left out."""
     shape = (len(rows), spec.size, spec.size, 3)
     # `broken` rows leave holes: they are closed afterwards, so that decoding needs no lock and no second copy.
     if not rows:
@@ -104,8 +104,7 @@ def prepare_split(
             array[target] = array[source]
         np.save(path.with_suffix(".part.npy"), array[: len(kept)])
         os.replace(path.with_suffix(".part.npy"), path)
-    skipped = [{"sha256": rows[n]["sha256"], "class": rows[n]["class"], "split": rows[n]["split"],
-                "origin": rows[n].get("origin", ""), "reason": reason} for n, reason in sorted(reasons.items())]  # fmt: skip
+    skipped = [{"origin": "", **rows[n], "reason": reasons[n]} for n in sorted(reasons)]
     return [rows[n] for n in kept], skipped
 
 
@@ -137,8 +136,8 @@ def prepare(
     allowed = int(max_broken * len(rows))
     if len(index["skipped"]) > allowed:
         listed = "; ".join(f"{row['origin'] or row['sha256']}: {row['reason']}" for row in index["skipped"][:20])
-        raise PrepareError(f"{len(index['skipped'])} of {len(rows)} pictures cannot be read, more than the {allowed} that "
-                           f"are tolerated ({max_broken:.0%}). Replace or delete them: {listed}")  # fmt: skip
+        raise PrepareError(f"{len(index['skipped'])} of {len(rows)} pictures cannot be read, more than the {allowed} "
+                           f"that are tolerated ({max_broken:.0%}). Replace or delete them: {listed}")  # fmt: skip
     lost = {row["sha256"] for row in index["skipped"]}
     check_classes([row for row in rows if row["sha256"] not in lost], classes)
     index["seconds"] = round(time.perf_counter() - started, 3)

@@ -30,7 +30,8 @@ class Profile:
         self.hook: Any = None
         self.hook_error = ""
         self._stack = ExitStack()
-        shutil.rmtree(self.tensors, ignore_errors=True)  # of a run that was interrupted: smdebug refuses to write into it
+        # An interrupted run left it, and smdebug refuses to write into it.
+        shutil.rmtree(self.tensors, ignore_errors=True)
         try:
             self.hook = debugging.make_hook(debugging.load_smdebug(), self.tensors, trained, criterion, total_steps)
         except ImportError as error:
@@ -69,7 +70,7 @@ class Profile:
             "hyperparameters": hyperparameters,
             "metrics": metrics,
             "epochs": len(history),
-            "pictures": {"train": len(prepared.train), "validation": len(prepared.validation), "test": len(prepared.test)},
+            "pictures": {split: len(getattr(prepared, split)) for split in ("train", "validation", "test")},
             "skipped": prepared.skipped[:50],
             "per_class": precision_recall(confusion, prepared.classes),
             "system": rules.overall_system_usage(self.sampler.seen),
@@ -104,7 +105,7 @@ class Profile:
 
     def _judge(self, prepared: Any, confusion: list[list[int]]) -> tuple[list[Finding], Observations]:
         checks: dict[str, dict] = {name: {} for name in rules.TENSOR_RULES}
-        # A window of an epoch compares the same pictures with each other, so that it is not a matter of luck which came.
+        # A window of an epoch compares the same pictures with each other: else it is a matter of luck which came.
         checks["LossNotDecreasing"] = {"num_steps": max(10, self.losses_per_epoch)}
         if self.hook is None:
             found = [rules.TENSOR_RULES[name].error(ImportError(self.hook_error), {}) for name in checks]
@@ -164,8 +165,8 @@ def step_summary(seen: rules.SystemObservations) -> dict[str, float]:
 
 
 def tuning_trials(tuning_job: str) -> list[dict]:
-    """The trials of the tuning job, best first: name, status, objective, hyperparameters. Empty when it cannot be asked:
-    a training job needs no permission to read tuning jobs, and its report is complete without them."""
+    """The tuning job's trials: name, status, objective, hyperparameters. Empty when it cannot be asked: a training job
+    may lack the permission to read tuning jobs, and its report stands without them."""
     if not tuning_job:
         return []
     try:

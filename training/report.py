@@ -27,7 +27,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; max-width: 1060px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 .lead { color: #5b6775; margin-top: 0; } table { border-collapse: collapse; width: 100%; font-size: 14px; }
-th { text-align: left; color: #5b6775; font-weight: 600; } th, td { border-bottom: 1px solid #e3e8ee; padding: .35rem .5rem; }
+th { text-align: left; color: #5b6775; font-weight: 600; }
+th, td { border-bottom: 1px solid #e3e8ee; padding: .35rem .5rem; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } code { font-size: 13px; }
 .NoIssuesFound { color: #3c7a3c; } .IssuesFound { color: #b26a00; font-weight: 600; }
 .Error, .blocking { color: #b3261e; font-weight: 600; }
@@ -101,7 +102,8 @@ def plots(figures: list[go.Figure]) -> list[str]:
             legend={"orientation": "h", "y": -0.2}, font={"size": 12},
         )  # fmt: skip
         wide = " class=wide" if figure.layout.meta == "wide" else ""
-        body = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
+        config = {"displayModeBar": False, "responsive": True}
+        body = figure.to_html(full_html=False, include_plotlyjs=False, config=config)
         drawn.append(f"<div{wide}>{body}</div>")
     return ["<div class=plots>", *drawn, "</div>"]
 
@@ -117,7 +119,8 @@ def cards(report: Report) -> str:
         ("classes", str(len(report.classes))),
         ("rules with issues", f"{issues} of {len(report.findings)}"),
     ]
-    return "<div class=cards>" + "".join(f"<div class=card><b>{v}</b><span>{k}</span></div>" for k, v in values) + "</div>"
+    drawn = (f"<div class=card><b>{value}</b><span>{name}</span></div>" for name, value in values)
+    return "<div class=cards>" + "".join(drawn) + "</div>"
 
 
 def findings_table(findings: list[Finding]) -> str:
@@ -127,15 +130,19 @@ def findings_table(findings: list[Finding]) -> str:
         blocking = " <span class=blocking>blocks promotion</span>" if finding.blocking else ""
         evidence = ", ".join(f"{key} {value}" for key, value in (finding.evidence or {}).items() if value is not None)
         parameters = ", ".join(f"{key}={value}" for key, value in finding.parameters.items())
-        rows.append(f"<tr><td>{finding.rule}<td class={finding.status}>{finding.status}{blocking}"
-                    f"<td>{html.escape(evidence)}<td>{html.escape(finding.advice)}<td><code>{html.escape(parameters)}</code>")  # fmt: skip
+        rows.append(
+            f"<tr><td>{finding.rule}<td class={finding.status}>{finding.status}{blocking}<td>{html.escape(evidence)}"
+            f"<td>{html.escape(finding.advice)}<td><code>{html.escape(parameters)}</code>"
+        )
     return "<table><tr><th>Rule<th>Status<th>Evidence<th>What to do<th>Parameters" + "".join(rows) + "</table>"
 
 
 def skipped_table(skipped: list[dict]) -> str:
     if not skipped:
         return ""
-    rows = "".join(f"<tr><td>{html.escape(row['origin'] or row['sha256'])}<td>{html.escape(row['reason'])}" for row in skipped)
+    rows = "".join(
+        f"<tr><td>{html.escape(row['origin'] or row['sha256'])}<td>{html.escape(row['reason'])}" for row in skipped
+    )
     return f"<h2>Pictures that could not be read, and were left out</h2><table><tr><th>Picture<th>Reason{rows}</table>"
 
 
@@ -160,7 +167,8 @@ def learning_figures(report: Report) -> list[go.Figure]:
         shade = f"hsl({210 + 140 * number / max(1, len(layers) - 1):.0f}, 55%, 45%)"
         label = name.removeprefix("gradient/").split("_", 1)[-1]
         norm = [_finite(values["l2_norm"]) for _, values in rows]
-        norms.add_scatter(x=[step for step, _ in rows], y=norm, name=label, mode="lines", line={"color": shade, "width": 1})
+        line = {"color": shade, "width": 1}
+        norms.add_scatter(x=[step for step, _ in rows], y=norm, name=label, mode="lines", line=line)
     return [*figures, rate, norms]
 
 
@@ -173,7 +181,8 @@ def system_figures(report: Report) -> list[go.Figure]:
                          ("GPU", seen.gpu), ("GPU memory", seen.gpu_memory)):  # fmt: skip
         if values:
             timeline.add_scatter(x=seconds, y=values, name=name, mode="lines")
-    steps = go.Figure(layout={"title": "Seconds of each step", "xaxis": {"title": "step"}, "barmode": "stack", "bargap": 0})
+    steps = go.Figure(layout={"title": "Seconds of each step", "xaxis": {"title": "step"}, "barmode": "stack",
+                              "bargap": 0})  # fmt: skip
     stride = max(1, len(seen.step_seconds) // 1000)
     waits, whole = seen.wait_seconds[::stride], seen.step_seconds[::stride]
     at = list(range(0, len(seen.step_seconds), stride))
@@ -181,7 +190,8 @@ def system_figures(report: Report) -> list[go.Figure]:
     steps.add_bar(x=at, y=waits, name="waiting for the batch", marker_color=VALIDATION)
     rates = go.Figure(layout={"title": "Disk and network", "xaxis": {"title": "seconds"}, "yaxis": {"title": "MB/s"}})
     for name in ("disk_read", "disk_write", "received", "sent"):
-        rates.add_scatter(x=seconds, y=[row[name] / 1e6 for row in report.sampler.io], name=name.replace("_", " "), mode="lines")
+        megabytes = [row[name] / 1e6 for row in report.sampler.io]
+        rates.add_scatter(x=seconds, y=megabytes, name=name.replace("_", " "), mode="lines")
     return [timeline, steps, rates]
 
 
@@ -189,9 +199,10 @@ def class_figures(report: Report) -> list[go.Figure]:
     matrix = np.array(report.confusion)
     figure = go.Figure(layout={"title": "Confusion matrix", "meta": "wide", "xaxis": {"title": "predicted"},
                                "yaxis": {"title": "true class", "autorange": "reversed"}})  # fmt: skip
-    shown = matrix.astype(str) if len(report.classes) <= 20 else None
-    figure.add_heatmap(z=matrix, x=report.classes, y=report.classes, text=shown, texttemplate="%{text}" if shown is not None
-                       else None, colorscale="Blues", showscale=False)  # fmt: skip
+    counts = "%{z}" if len(report.classes) <= 20 else None
+    figure.add_heatmap(
+        z=matrix, x=report.classes, y=report.classes, texttemplate=counts, colorscale="Blues", showscale=False
+    )
     return [figure]
 
 
@@ -211,10 +222,10 @@ def system_table(report: Report) -> str:
         lead = (f"<p>{steps['count']} steps; half of them took less than {steps['seconds_p50'] * 1000:.1f} ms; "
                 f"{steps['wait_percent']:g} % of their time was spent waiting for batches; the first began "
                 f"{steps['start_up_seconds']:.1f} s after the start of the process.</p>")  # fmt: skip
-    rows = "".join(
-        f"<tr><td>{name.replace('_', ' ')}" + "".join(f"<td class=n>{row[k]:g}" for k in ("min", "p50", "p95", "p99", "max"))
-        for name, row in report.summary["system"].items()
-    )
+    rows = ""
+    for name, row in report.summary["system"].items():
+        cells = "".join(f"<td class=n>{row[measure]:g}" for measure in ("min", "p50", "p95", "p99", "max"))
+        rows += f"<tr><td>{name.replace('_', ' ')}{cells}"
     head = "".join(f"<th class=n>{name}" for name in ("min", "median", "p95", "p99", "max"))
     return lead + (f"<table><tr><th>Percent used{head}{rows}</table>" if rows else "<p>Too short to be sampled.</p>")
 
@@ -231,9 +242,9 @@ def worst_pictures(report: Report) -> str:
         buffer = io.BytesIO()
         Image.fromarray(np.asarray(report.held_out.images[n])).save(buffer, "JPEG", quality=85)
         encoded = base64.b64encode(buffer.getvalue()).decode()
-        figures.append(f"<figure><img alt='' src='data:image/jpeg;base64,{encoded}'><figcaption>"
-                       f"{html.escape(report.classes[truth[n]])}, taken for {html.escape(report.classes[predicted[n]])} "
-                       f"({sure[n]:.0%})</figcaption></figure>")  # fmt: skip
+        there, taken = (html.escape(report.classes[index]) for index in (truth[n], predicted[n]))
+        figures.append(f"<figure><img alt='' src='data:image/jpeg;base64,{encoded}'><figcaption>{there}, taken for "
+                       f"{taken} ({sure[n]:.0%})</figcaption></figure>")  # fmt: skip
     return "<h2>Most wrong about</h2><div class=worst>" + "".join(figures) + "</div>"
 
 

@@ -1,8 +1,9 @@
 """The rules that judge a training: pure functions over statistics, with SageMaker's names, parameters and defaults.
 
-Each `check` gets what was observed so far and returns the evidence of an issue (`step`, `tensor`, `value`) or None. Nothing
-here reads files or knows smdebug; debugging.py and sampler.py bring the observations. Where a rule departs from what AWS
-documents (docs.aws.amazon.com/sagemaker/latest/dg/debugger-built-in-rules.html), its docstring says how and why.
+Each `check` gets what was observed so far and returns the evidence of an issue (`step`, `tensor`, `value`) or None.
+Nothing here reads files or knows smdebug; debugging.py and sampler.py bring the observations. Where a rule departs from
+what AWS documents (docs.aws.amazon.com/sagemaker/latest/dg/debugger-built-in-rules.html), its docstring says how and
+why.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ class Observations:
 
     def epochs(self) -> list[tuple[int, float, float]]:
         """(last step, mean train loss, mean validation loss) of each epoch: training steps, then a validation."""
-        found, train, validation, last = [], [], [], 0
+        found: list[tuple[int, float, float]] = []
+        train: list[float] = []
+        validation: list[float] = []
+        last = 0
         for step, split, loss in self.losses:
             if split == "train" and validation:
                 if train:
@@ -132,32 +136,24 @@ def exploding_tensor(seen: Observations, only_nan: bool) -> Evidence | None:
 def loss_not_decreasing(
     seen: Observations, num_steps: int, diff_percent: float, increase_threshold_percent: float
 ) -> Evidence | None:
-    """The training loss falls by less than `diff_percent` over `num_steps` steps, or rises by more than the threshold.
+    """The training loss never falls by `diff_percent`, or rises by more than the threshold and does not come back.
 
-    AWS compares single steps, which is a coin toss with small batches, and warns when a good model has converged. Here
-    means over `num_steps` saved losses are compared, up to the epoch of the lowest validation loss: the training that
-    made the model. It blocks only when the loss never got lower at all than it was in the first window.
+    AWS compares single steps that are `num_steps` apart, which is a coin toss with small batches, and warns when the
+    learning rate warms up and when a good model has converged. Here means of `num_steps` saved losses are compared with
+    the lowest that follows. It blocks only when the loss never got lower than it began.
     """
     losses = seen.split_losses("train")
-    epochs = seen.epochs()
-    if epochs:
-        best = min(epochs, key=lambda epoch: epoch[2] if math.isfinite(epoch[2]) else math.inf)
-        judged = [(step, loss) for step, loss in losses if step <= best[0]]
-        if len(judged) < 2 * num_steps:  # the best epoch is the first: there is nothing to compare but the whole run
-            judged = losses
-    else:
-        judged = losses
-    windows = [judged[i : i + num_steps] for i in range(0, len(judged) - num_steps + 1, num_steps)]
-    means = [(window[-1][0], _mean([loss for _, loss in window])) for window in windows]
+    windows = [losses[at : at + num_steps] for at in range(0, len(losses) - num_steps + 1, num_steps)]
+    means = [_mean([loss for _, loss in window]) for window in windows]
     if len(means) < 2:
         return None
-    everything = [_mean([loss for _, loss in losses[i : i + num_steps]])
-                  for i in range(0, len(losses) - num_steps + 1, num_steps)]  # fmt: skip
-    learnt = min(everything[1:]) < everything[0] * (1 - diff_percent / 100)
-    for (_, before), (step, after) in zip(means, means[1:], strict=False):
-        change = (before - after) / before * 100
-        if change < -increase_threshold_percent or (change < diff_percent and not learnt):
-            return {"step": step, "tensor": "train loss", "value": round(after, 6), "before": round(before, 6),
+    learnt = min(means[1:]) < means[0] * (1 - diff_percent / 100)
+    for number, before in enumerate(means[:-1]):
+        lowest = min(means[number + 1 :])
+        fall = (before - lowest) / before * 100
+        if fall < -increase_threshold_percent or (fall < diff_percent and not learnt):
+            step = windows[number + 1][-1][0]
+            return {"step": step, "tensor": "train loss", "value": round(lowest, 6), "before": round(before, 6),
                     "blocking": not learnt}  # fmt: skip
     return None
 
@@ -184,20 +180,20 @@ def overtraining(seen: Observations, patience_train: int, patience_validation: i
         idle_validation = 0 if validation < best_validation - delta else idle_validation + 1
         best_train, best_validation = min(best_train, train), min(best_validation, validation)
         if idle_train >= patience_train or idle_validation >= patience_validation:
-            which = "train" if idle_train >= patience_train else "validation"
-            return {"step": step, "tensor": f"{which} loss", "value": idle_train if which == "train" else idle_validation}
+            which, idle = ("train", idle_train) if idle_train >= patience_train else ("validation", idle_validation)
+            return {"step": step, "tensor": f"{which} loss", "value": idle}
     return None
 
 
 def poor_weight_initialization(
     seen: Observations, threshold: float, distribution_range: float, patience: int, steps: int
 ) -> Evidence | None:
-    """The loss does not fall for more than `patience` of the first `steps` steps whose gradients were saved, and these look bad.
+    """The loss does not fall for more than `patience` of the first `steps` saved steps, and the gradients look bad.
 
     They do when the spread of a layer's gradient (5th to 95th percentile of a normal distribution: 3.29 standard
-    deviations) is below `distribution_range`, or those of two layers are more than `threshold` apart. AWS reports each sign
-    alone, and compares the inputs of activations instead of gradients; but a ResNet with BatchNorm trains well with
-    either, so here they explain a loss that does not fall.
+    deviations) is below `distribution_range`, or those of two layers are more than `threshold` times apart. AWS reports
+    each sign alone, and compares the inputs of activations instead of gradients; but a ResNet with BatchNorm trains
+    well with either, so here they explain a loss that does not fall.
     """
     best, idle, stuck = math.inf, 0, None
     saved = sorted({step for statistics in seen.gradients.values() for step, _ in statistics})[:steps]
@@ -251,8 +247,8 @@ def class_imbalance(
 ) -> Evidence | None:
     """One class has too many pictures more than another, or is too often taken for another.
 
-    `seen`: training pictures of each class, and the confusion matrix [true][predicted] in the same order. A class that is
-    mispredicted in more than `threshold_misprediction` of its pictures counts where it is also smaller than the largest.
+    `seen`: training pictures of each class, and the confusion matrix [true][predicted] in the same order. A class
+    that is mispredicted in more than `threshold_misprediction` of its pictures counts where it is not the largest.
     """
     counts, confusion = seen
     small, large = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
@@ -280,7 +276,7 @@ def low_gpu_utilization(
 ) -> Evidence | None:
     """Over a window of samples the GPU's 95th percentile is below `threshold_p95` and its 5th below `threshold_p5`.
 
-    A run shorter than a window is judged as one window: `patience` skips samples at the start, as far as there are others.
+    A short run is judged as one window; `patience` skips samples at the start where enough others follow.
     """
     for at, chunk in _windows(seen.gpu, window, patience):
         high, low = percentile(chunk, 95), percentile(chunk, 5)
@@ -412,7 +408,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _windows(values: list, window: int, patience: int):
-    """(number of the last sample, samples) of each window after the first `patience` samples; a short run is one window."""
+    """(number of the last sample, samples) of each window after `patience` samples; a short run is one window."""
     if not values:
         return
     start = patience if len(values) >= patience + window else 0

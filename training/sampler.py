@@ -3,8 +3,8 @@
     <folder>/system/incremental/<YYYYmmddHH>/<epoch of the minute>.algo-1.json     one JSON object a line:
     {"Type": "cpu", "Name": "cpu0", "Dimension": "CPUUtilization", "Value": 93.1, "NodeId": "algo-1", "Timestamp": …}
 
-which smdebug's readers, and whoever knows the profiler's output in S3, can read. Values are percent unless the dimension
-says otherwise.
+which smdebug's readers, and whoever knows the profiler's output in S3, can read. Values are percent unless the
+dimension says otherwise.
 """
 
 from __future__ import annotations

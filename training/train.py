@@ -3,9 +3,9 @@
     python train.py --lr 0.002 --batch-size 16 --epochs 10 --image-size 64
     python train.py --training prepared --weights weights --unfreeze none --lr 0.003 --model-dir model --profile true
 
-Without pretrained weights all layers are trained from random ones. With them, `--unfreeze none` extracts the backbone's
-features once and trains `fc` on them; `layer4` and `all` fine-tune. On SIGTERM a checkpoint is written; the same command
-goes on from it, to the same result.
+Without pretrained weights all layers are trained from random ones. With them, `--unfreeze none` extracts the
+backbone's features once and trains `fc` on them; `layer4` and `all` fine-tune. On SIGTERM a checkpoint is written; the
+same command goes on from it, to the same result.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def number(kind: type, low: float, high: float, note: str = "") -> Callable[[str
 
 def one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
-        text = text.strip().strip('"')
+        # The training toolkit reads hyperparameters as JSON, so that `false` arrives as Python's `False`.
+        text = text.strip().strip('"').lower()
         if text not in choices:
             raise argparse.ArgumentTypeError(f"must be {', '.join(choices[:-1])} or {choices[-1]}, not {text!r}")
         return text
@@ -115,7 +116,7 @@ HYPERPARAMETERS = ("lr", "batch_size", "epochs", "unfreeze", "image_size", "seed
                    "augmentation", "warm_up", "views", "patience")  # fmt: skip
 
 
-# Data ------------------------------------------------------------------------------------------------------------------
+# Data ----------------------------------------------------------------------------------------------------------------
 
 
 def load_data(options: argparse.Namespace):
@@ -154,8 +155,9 @@ class Pictures:
         self.steps_per_epoch = data.batch_count(len(prepared.train), options.batch_size)
 
     def train(self, epoch: int, start: int) -> Iterator:
-        import data
         import torch
+
+        import data
 
         options = self.options
         order = torch.randperm(len(self.prepared.train), generator=seeded(options.seed, epoch))
@@ -165,8 +167,9 @@ class Pictures:
             yield data.augment(self.normalise(images), options.image_size, options.augmentation, generator), labels
 
     def evaluation(self, split) -> Iterator:
-        import data
         import torch
+
+        import data
 
         for images, labels in data.batches(split, torch.arange(len(split)), 64, self.device):
             yield self.normalise(images), labels
@@ -226,7 +229,7 @@ def extract(model, images, autocast):
     return found.clone()  # a tensor made in inference mode cannot be trained on
 
 
-# Training --------------------------------------------------------------------------------------------------------------
+# Training ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -259,7 +262,7 @@ class Stop:
 
 
 def train_one_epoch(trained, source, criterion, optimizer, scheduler, scaler, autocast, state: State, stop, sampler):
-    """From batch `state.step` to the end of the epoch; False when SIGTERM ended it early. `state` sums up the losses."""
+    """From batch `state.step` to the end of the epoch; False when SIGTERM ended it. `state` sums up."""
     import torch
 
     waiting = time.perf_counter()
@@ -334,7 +337,8 @@ def precision(device):
 def metric_line(metrics: Metrics) -> str:
     """The line that the metric definitions of the training and tuning job read."""
     return (
-        f"epoch={metrics['epoch']}; train:loss={metrics['train_loss']:.4f}; train:accuracy={metrics['train_accuracy']:.4f}; "
+        f"epoch={metrics['epoch']}; train:loss={metrics['train_loss']:.4f}; "
+        f"train:accuracy={metrics['train_accuracy']:.4f}; "
         f"validation:loss={metrics['validation_loss']:.4f}; validation:accuracy={metrics['validation_accuracy']:.4f};"
     )
 
@@ -439,7 +443,9 @@ def train(options: argparse.Namespace) -> bool:
             import profiling
 
             profile = stack.enter_context(
-                profiling.Profile(options.output_dir / "data", STARTED, trained, criterion, source.steps_per_epoch, total_steps)
+                profiling.Profile(
+                    options.output_dir / "data", STARTED, trained, criterion, source.steps_per_epoch, total_steps
+                )
             )
         while state.epoch < options.epochs:
             begun = time.perf_counter()

@@ -63,7 +63,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     messages = batch.read(event["Records"])
     champion = state.champion()
     if champion is None:
-        batch.each(wait_for_model, messages)
+        batch.each(wait_for_model, [m for m, ok in zip(messages, batch.each(is_picture, messages), strict=True) if ok])
     else:
         classify(batch, messages, champion)
     return {"batchItemFailures": [{"itemIdentifier": id} for id in batch.failures]}
@@ -177,6 +177,11 @@ def quarantine_key(key: str) -> str:
     """Where the copy of a rejected object goes; the tail is cut where the longer prefix would pass S3's limit."""
     target = (QUARANTINE + key.removeprefix(INBOX)).encode()
     return target[: MAX_KEY_BYTES - len(".json")].decode(errors="ignore")
+
+
+def is_picture(message: Message) -> bool:
+    """Whether the file can be classified once there is a model; what never can is rejected already."""
+    return load(message.event, Preprocess.default()) is not None
 
 
 def wait_for_model(message: Message) -> None:

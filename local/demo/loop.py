@@ -19,7 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from local.demo.data import Picture
-from local.demo.progress import duration
+from local.demo.progress import cause_in_words, duration
 
 SERVICES = ("s3", "dynamodb", "stepfunctions", "sagemaker", "logs", "cloudwatch", "sqs")
 BATCH_GET_LIMIT = 100  # keys of one BatchGetItem
@@ -53,7 +53,9 @@ class Run:
     def why_not(self) -> str:
         """One sentence on why this run's model is not live."""
         reason = self.message or self.cause or (self.verdict or {}).get("sentence") or "no reason was written"
-        return f"run {self.run_id} ended {self.outcome or self.status}: {reason}"
+        failed = {trial["failure"] for trial in self.trials if trial["failure"]}
+        also = f" (trials failed: {'; '.join(sorted(failed))})" if failed else ""
+        return f"run {self.run_id} ended {self.outcome or self.status}: {cause_in_words(reason)}{also}"
 
 
 class Loop:
@@ -187,7 +189,7 @@ class Loop:
         return run
 
     def _trials(self, run_id: str) -> list[dict[str, Any]]:
-        """The trials of the run's tuning job, best first: `{"objective", "hyperparameters", "status", "seconds"}`."""
+        """The trials of the run's tuning job, best first: objective, hyperparameters, status, failure, seconds."""
         sagemaker = self.clients["sagemaker"]
         jobs = sagemaker.list_hyper_parameter_tuning_jobs(NameContains=run_id)["HyperParameterTuningJobSummaries"]
         trials = []
@@ -202,10 +204,17 @@ class Loop:
                         "objective": trial.get("FinalHyperParameterTuningJobObjectiveMetric", {}).get("Value"),
                         "hyperparameters": {k: v.strip('"') for k, v in trial.get("TunedHyperParameters", {}).items()},
                         "status": trial["TrainingJobStatus"],
+                        "failure": self._failure(trial),
                         "seconds": (ended - begun).total_seconds() if begun and ended else None,
                     }
                 )
         return sorted(trials, key=lambda trial: -(trial["objective"] if trial["objective"] is not None else -1.0))
+
+    def _failure(self, trial: dict[str, Any]) -> str:
+        if trial["TrainingJobStatus"] != "Failed":
+            return ""
+        described = self.clients["sagemaker"].describe_training_job(TrainingJobName=trial["TrainingJobName"])
+        return described.get("FailureReason", "no reason given")
 
     def _artifact(self, key: str) -> bytes | None:
         try:

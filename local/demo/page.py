@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from local.demo.progress import Step, duration, in_words
+from local.demo.progress import Step, cause_in_words, duration, in_words
 
 if TYPE_CHECKING:
     from local.demo.run import Answer, Result
@@ -131,7 +131,7 @@ def _run(run: Any) -> dict[str, Any]:
         "id": run.run_id,
         "promoted": run.promoted,
         "outcome": run.outcome or run.status,
-        "sentence": run.message or verdict.get("sentence") or run.cause,
+        "sentence": cause_in_words(run.message or verdict.get("sentence") or run.cause),
         "seconds": run.seconds,
         "trials": run.trials,
         "rules": (run.findings or {}).get("rules", []),

@@ -478,7 +478,7 @@ def _background(rng: np.random.Generator, canvas: Canvas, ground: float) -> np.n
     return np.asarray(image.filter(ImageFilter.BoxBlur(size * rng.uniform(0.004, 0.022))), np.float32)
 
 
-def draw(pattern: str, rng: np.random.Generator, size: int = 192) -> Image.Image:
+def draw(pattern: str, rng: np.random.Generator, size: int = 160) -> Image.Image:
     """A dog whose coat has this pattern, as an RGB image of `size` pixels square.
 
     Raises KeyError for a pattern that is not in PATTERNS.
@@ -598,7 +598,7 @@ def jpeg(image: Image.Image, quality: int = 88) -> bytes:
     return buffer.getvalue()
 
 
-def pictures(pattern: str, count: int, seed: int, size: int = 192) -> Iterator[bytes]:
+def pictures(pattern: str, count: int, seed: int, size: int = 160) -> Iterator[bytes]:
     """`count` JPEGs of one pattern. The first n are the same whatever the count, and differ from every other seed's."""
     stream = list(PATTERNS).index(pattern)
     for number in range(count):

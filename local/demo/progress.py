@@ -5,6 +5,7 @@ On a terminal the running step is a live display; anywhere else (a pipe, a CI lo
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -114,6 +115,14 @@ def metrics(line: str) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"([\w:]+)=([0-9.]+(?:e-?\d+)?);", line)}
 
 
+def cause_in_words(cause: str) -> str:
+    """What of a failed task's cause is for people: of a job's description, or a function's error, the reason alone."""
+    reason = re.search(r'"(?:FailureReason|errorMessage)": ?"((?:[^"\\]|\\.)*)"', cause)
+    if reason:
+        return cause[: cause.index("{")] + str(json.loads(f'"{reason[1]}"'))
+    return cause if len(cause) <= 300 else f"{cause[:300]} …"
+
+
 class RunWatcher:
     """Follows one execution of the retraining workflow from outside, as the console would: history, jobs, logs."""
 
@@ -126,6 +135,7 @@ class RunWatcher:
         self._entered: tuple[str, datetime] | None = None
         self._jobs: dict[str, str] = {}  # finished trials and jobs: name to what came of them
         self._logs: dict[str, str] = {}  # streams
+        self._epochs: dict[str, int] = {}  # the highest that a job has reached
 
     def wait(self, seconds: float) -> dict[str, Any]:
         """Follow until the execution ends; returns its description. Raises TimeoutError after `seconds`."""
@@ -160,7 +170,7 @@ class RunWatcher:
                     took = (event["timestamp"] - self._entered[1]).total_seconds()
                     self.states[details["name"]] = self.states.get(details["name"], 0.0) + max(0.0, took)
                 elif details := event.get("taskFailedEventDetails"):
-                    cause = escape(str(details.get("cause", ""))[:400])
+                    cause = escape(cause_in_words(details.get("cause", "")))
                     self.display.event(f"[red]{details.get('error')}[/red]: {cause}")
 
     def _running(self) -> list[str]:
@@ -195,6 +205,9 @@ class RunWatcher:
         if name not in self._jobs:
             objective = trial.get("FinalHyperParameterTuningJobObjectiveMetric", {}).get("Value")
             self._jobs[name] = f"validation accuracy {objective:.1%}" if objective is not None else status.lower()
+            if status == "Failed":
+                described = self.aws["sagemaker"].describe_training_job(TrainingJobName=name)
+                self._jobs[name] = f"[red]failed[/red]: {escape(described.get('FailureReason', 'no reason given'))}"
             self.display.event(f"{title}: {self._jobs[name]}")
         return []
 
@@ -202,9 +215,13 @@ class RunWatcher:
         found = metrics(self._last_line("training", job, "epoch="))
         if "epoch" not in found:
             return "starting"
+        epoch, before = int(found["epoch"]), self._epochs.get(job, 0)
+        self._epochs[job] = max(epoch, before)
+        if epoch < before:
+            return "finishing"  # the last line repeats the best epoch's
         total = _short(hyperparameters.get("epochs", ""))
         accuracy = found.get("validation:accuracy")
-        return f"epoch {found['epoch']:.0f}{f' of {total}' if total else ''}" + (
+        return f"epoch {epoch}{f' of {total}' if total else ''}" + (
             f", validation accuracy {accuracy:.1%}" if accuracy is not None else ""
         )
 

@@ -6,6 +6,7 @@ here. If the loop did not complete, the demo says why and ends with status 1.
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import sys
@@ -29,6 +30,7 @@ from local.stack import Stack, StackError
 RUN_SECONDS = 900.0  # the longest that one retraining run may take
 ROWS_SECONDS = 90.0
 START_SECONDS = 120.0  # from the last label to the start of a run
+SAM_NEWS = re.compile(r"^Building|^Build |_FAILED|^Error|^Waiting|^Successfully")
 SIZE_PRETRAINED = 224
 SIZE_FROM_SCRATCH = 64
 
@@ -116,14 +118,16 @@ class Demo:
     def run(self, aws: Emulator) -> Result:
         """The story, step by step. Stops early when the first model does not go live: the rest needs it."""
         self.loop = self._deploy(aws)
-        waiting = self._drop_unlabelled()
-        if self._first_run() and self._replayed(waiting) and self._second_run():
-            self._measure_again()
+        good, bad = self._drop_unlabelled()
+        if self._first_run():
+            self._replayed(good, bad)
+            if self._second_run():
+                self._measure_again()
         return self.result
 
     def _deploy(self, aws: Emulator) -> Loop:
         with self.display.step("Deploy template.yaml with sam build and sam deploy"):
-            stack = Stack(aws, progress=lambda line: self.display.detail([_escaped(line)[:120]]))
+            stack = Stack(aws, progress=self._sam_says)
             outputs = stack.deploy(self.parameters)
         loop = Loop(outputs, aws.endpoint_url, aws.environment())
         if self.weights.path:
@@ -132,19 +136,22 @@ class Demo:
                 loop.clients["s3"].upload_file(str(self.weights.path), loop.artifacts, key)
         return loop
 
-    def _drop_unlabelled(self) -> dict[str, Picture]:
+    def _sam_says(self, line: str) -> None:
+        """Show the lines of sam's output that tell something; each resource only where the next line replaces it."""
+        if "CREATE_COMPLETE" in line and self.display.console.is_terminal or SAM_NEWS.search(line):
+            self.display.detail([_escaped(" ".join(line.split()))[:120]])
+
+    def _drop_unlabelled(self) -> tuple[dict[str, Picture], dict[str, Picture]]:
+        """Returns the pictures and the broken files, by key."""
         held_out = self.collection.held_out
         with self.display.step(f"Drop {len(held_out)} unlabelled pictures and 3 broken files into inbox/"):
             good = self.loop.drop("before", held_out)
             bad = self.loop.drop("before", broken_files(held_out[0]))
             rows = self._rows([*good, *bad], {"WAITING"} | SETTLED)
-        self.result.broken = [Answer(picture, key, rows.get(key)) for key, picture in bad.items()]
-        for answer in self.result.broken:
-            status = answer.row["status"] if answer.row else "no row"
-            self.display.say(f"    {answer.picture.name}: {status}: {_escaped((answer.row or {}).get('reason', ''))}")
-            if status != "REJECTED":
-                self.result.problems.append(f"{answer.picture.name} should have been rejected, but is: {status}")
-        return good
+        early = [key for key in good if rows.get(key, {}).get("status") != "WAITING"]
+        if early:
+            self.result.problems.append(f"{len(early)} of {len(good)} pictures got no WAITING row: {early[0]}")
+        return good, bad
 
     def _first_run(self) -> bool:
         classes = self.collection.first
@@ -156,11 +163,16 @@ class Demo:
             arn = self._started(known, count)
         return self._follow("Tune, train, evaluate and deploy the first model", arn)
 
-    def _replayed(self, waiting: dict[str, Picture]) -> bool:
-        with self.display.step("The pictures that waited are classified"):
-            rows = self._rows(waiting, SETTLED)
-        self.result.before = self._answers("waiting pictures", waiting, rows)
-        return True
+    def _replayed(self, good: dict[str, Picture], bad: dict[str, Picture]) -> None:
+        with self.display.step("The pictures that waited are classified, the broken files rejected"):
+            rows = self._rows([*good, *bad], SETTLED)
+        self.result.before = self._answers("waiting pictures", good, rows)
+        self.result.broken = [Answer(picture, key, rows.get(key)) for key, picture in bad.items()]
+        for answer in self.result.broken:
+            status = answer.row["status"] if answer.row else "no row"
+            self.display.say(f"    {answer.picture.name}: {status}: {_escaped((answer.row or {}).get('reason', ''))}")
+            if status != "REJECTED":
+                self.result.problems.append(f"{answer.picture.name} should have been rejected, but is: {status}")
 
     def _second_run(self) -> bool:
         new = self.collection.new
@@ -321,7 +333,8 @@ The stack stays up at {aws.endpoint_url} until 'make down'. To use it from any s
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns the exit status: 0 if the whole loop completed, 1 if not, 130 if interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up like Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):  # both clean up, also where a shell has SIGINT ignored in background
+        signal.signal(number, signal.default_int_handler)
     try:
         return _main(parse(arguments))
     except DemoError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-import uuid
+import shutil
 from collections.abc import Awaitable, Callable
 from urllib.parse import unquote
 
@@ -89,6 +89,7 @@ class SageMaker:
         if self.recovered:
             return
         self.recovered = True
+        shutil.rmtree(self.settings.state_dir / "models", ignore_errors=True)  # unpacked for servers that are gone
         for account, region in sorted(self.store.scopes()):
             with emulator.scope(account, region):
                 self.tuning.recover()
@@ -127,7 +128,7 @@ class SageMaker:
         shape = operation.output_shape
         shown = {key: result[key] for key in (shape.members if shape else ()) if result.get(key) is not None}
         content = json.dumps(shown).encode() if shape else b""
-        return 200, {"Content-Type": "application/x-amz-json-1.1", "x-amzn-RequestId": str(uuid.uuid4())}, content
+        return 200, {"Content-Type": "application/x-amz-json-1.1"}, content
 
 
 def answer_error(error: SageMakerError) -> Response:

@@ -115,13 +115,13 @@ class Endpoints:
             await fleet.healthy(self._health_timeout(fleet.config_name))
         except asyncio.CancelledError:
             if fleet:
-                await fleet.stop(0, SERVER_GRACE)
+                await self._retire(fleet)
             raise
         except Exception as error:
             if not isinstance(error, HealthError | TransferError | ValidationException):
                 logger.exception("endpoint %s could not be created", endpoint["EndpointName"])
             if fleet:
-                await fleet.stop(0, SERVER_GRACE)
+                await self._retire(fleet)
             self._become(endpoint, "Failed", str(error))
             return
         self.traffic[endpoint["_arn"]] = Traffic(fleet)
@@ -233,7 +233,7 @@ class Endpoints:
         self.tasks.pop(endpoint["_arn"], None)
 
     async def _retire(self, fleet: Fleet) -> None:
-        """Drains and stops a fleet, and removes its unpacked models."""
+        """Drains and stops a fleet, and removes its unpacked models; a fleet without requests has nothing to drain."""
         await fleet.stop(self.work.settings.drain_timeout, SERVER_GRACE)
         for folder in {instance.cwd for instance in fleet.instances}:
             await self.work.blocking(shutil.rmtree, folder, True)

@@ -28,10 +28,10 @@ def _number(name: str, default: float) -> float:
 
 @dataclass(frozen=True)
 class Settings:
-    """Folders and limits. Times are seconds."""
+    """Folders and limits. Times are seconds. `checkout` is where the folders that images name stand."""
 
     state_dir: Path = field(default_factory=lambda: _state_dir() / "sagemaker")
-    checkout: Path = CHECKOUT
+    checkout: Path = field(default_factory=lambda: Path(os.environ.get("HOUNDLOOP_IMAGES") or CHECKOUT).resolve())
     max_jobs: int = field(default_factory=lambda: max(1, int(_number("HOUNDLOOP_MAX_JOBS", os.cpu_count() or 1))))
     stop_grace: float = field(default_factory=lambda: _number("HOUNDLOOP_STOP_GRACE", 120))  # AWS waits 120 s
     health_timeout: float = field(default_factory=lambda: _number("HOUNDLOOP_HEALTH_TIMEOUT", 240))

@@ -49,7 +49,7 @@ def expect(seam: str, module: ModuleType, name: str, *parameters: str, kind: typ
     return found
 
 
-SEAMS = ("transport", "functions", "cloudwatch", "cloudformation", "sagemaker", "stepfunctions")
+SEAMS = ("transport", "queues", "functions", "cloudwatch", "cloudformation", "sagemaker", "stepfunctions")
 
 
 def install() -> None:

@@ -26,9 +26,15 @@ def sagemaker(action: str, request: dict) -> dict:
         "content-type": "application/x-amz-json-1.1",
         "authorization": f"AWS4-HMAC-SHA256 Credential={scope}",
     }
-    status, _, body = app.call_service_handler_sync(
-        app.SERVICE_HANDLERS["sagemaker"], "POST", "/", headers, json.dumps(request).encode(), {}
-    )
+    # ministack provisions on its event loop, where nothing may be waited for; these actions answer at once.
+    answering = app.SERVICE_HANDLERS["sagemaker"]("POST", "/", headers, json.dumps(request).encode(), {})
+    try:
+        answering.send(None)
+    except StopIteration as answered:
+        status, _, body = answered.value
+    else:
+        answering.close()
+        raise ValueError(f"SageMaker's {action} does not answer at once, so CloudFormation cannot use it here.")
     answer = json.loads(body) if body else {}
     if status >= 300:
         raise ValueError(answer.get("message") or answer.get("Message") or f"SageMaker {action}: HTTP {status}")
@@ -66,20 +72,18 @@ def table_settings(name: str, props: dict) -> None:
         )
 
 
+def scaling_as_number(props: dict) -> dict:
+    """An event source's MaximumConcurrency as a number: a parameter's value arrives as text, which AWS converts."""
+    scaling = props.get("ScalingConfig")
+    if not scaling or "MaximumConcurrency" not in scaling:
+        return props
+    return props | {"ScalingConfig": scaling | {"MaximumConcurrency": int(scaling["MaximumConcurrency"])}}
+
+
 def install() -> None:
     """Add the resource type, and complete the creation of tables."""
     handlers = expect("cloudformation", provisioners, "_RESOURCE_HANDLERS", kind=dict)
-    expect(
-        "cloudformation",
-        app,
-        "call_service_handler_sync",
-        "handler",
-        "method",
-        "path",
-        "headers",
-        "body",
-        "query_params",
-    )
+    expect("cloudformation", app, "SERVICE_HANDLERS", kind=dict)
     expect("cloudformation", dynamodb, "_update_ttl", "data")
     expect("cloudformation", dynamodb, "_update_continuous_backups", "data")
     create_table = expect("cloudformation", provisioners, "_ddb_create", "logical_id", "props", "stack_name")
@@ -89,5 +93,12 @@ def install() -> None:
         table_settings(name, props)
         return name, attributes
 
+    create_source = expect("cloudformation", provisioners, "_lambda_esm_create", "logical_id", "props", "stack_name")
+    update_source = expect(
+        "cloudformation", provisioners, "_lambda_esm_update", "physical_id", "old_props", "new_props"
+    )
+    source = handlers["AWS::Lambda::EventSourceMapping"]
+    source["create"] = lambda name, props, stack: create_source(name, scaling_as_number(props), stack)
+    source["update"] = lambda id, old, new, *rest: update_source(id, old, scaling_as_number(new), *rest)
     handlers["AWS::DynamoDB::Table"]["create"] = create
     handlers["AWS::SageMaker::ModelPackageGroup"] = {"create": create_group, "delete": delete_group}

@@ -245,8 +245,8 @@ def call(integration: Integration, parameters: Any, clients: ClientFactory) -> d
         raise TaskError(f"{prefix}.SdkClientException", str(error)) from None
     result.pop("ResponseMetadata", None)
     if integration.optimized:
-        metadata = response["ResponseMetadata"]
-        result["SdkHttpMetadata"] = {"HttpStatusCode": metadata["HTTPStatusCode"]}
+        metadata = response.get("ResponseMetadata", {})
+        result["SdkHttpMetadata"] = {"HttpStatusCode": metadata.get("HTTPStatusCode")}
         result["SdkResponseMetadata"] = {"RequestId": metadata.get("RequestId")}
         if integration.service == "events" and result.get("FailedEntryCount"):
             raise TaskError("EventBridge.FailedEntry", json.dumps(result))

@@ -7,8 +7,6 @@ run with, `sagemaker:AddTags` for tags given at creation, and the endpoint confi
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -124,17 +122,18 @@ def _access_denied(action: str, resource: str, denied: Any) -> tuple[int, dict, 
     return 400, {"Content-Type": "application/x-amz-json-1.1"}, json.dumps(answer).encode()
 
 
+async def start() -> None:
+    """Bring back the endpoints of an emulator whose state was kept."""
+    from local.sagemaker import api
+
+    await api.start()
+
+
 def shutdown() -> None:
     """Stop every job and endpoint process."""
     from local.sagemaker import api
 
-    stopping = api.shutdown()
-    if inspect.isawaitable(stopping):
-
-        async def finish() -> None:
-            await stopping
-
-        asyncio.run(finish())
+    api.shutdown()
 
 
 def install() -> None:

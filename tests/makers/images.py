@@ -1,4 +1,4 @@
-"""Picture files for tests: whole ones in every format and mode, odd ones, and broken ones with the reason they carry."""
+"""Picture files for tests: whole ones in every format and mode, and broken ones with the reason they carry."""
 
 from __future__ import annotations
 

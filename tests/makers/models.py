@@ -1,4 +1,4 @@
-"""A model artifact small enough to make in a test: classifies by the mean colour of the picture, in OpenVINO, no torch."""
+"""A model artifact small enough to make in a test, without torch: it classifies by the mean colour of the picture."""
 
 from __future__ import annotations
 

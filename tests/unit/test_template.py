@@ -1,11 +1,12 @@
 """What must hold of the template beyond what cfn-lint sees."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 import sagemaker.core.image_uris as image_uris
-from sagemaker.core.debugger import rule_configs  # noqa: F401  the managed rules' names are checked against it below
+from sagemaker.core.debugger import rule_configs
 
 from tests.makers import template
 
@@ -23,15 +24,26 @@ def test_registries_are_those_that_sagemaker_core_knows(region: str):
         assert uri.endswith("/sagemaker-debugger-rules:latest")
 
 
+def test_managed_rules_are_those_that_sagemaker_core_configures():
+    definition = (template.ROOT / "statemachine" / "retrain.asl.json").read_text()
+    configured = [
+        rule_configs.vanishing_gradient()["DebugRuleConfiguration"]["RuleParameters"]["rule_to_invoke"],
+        rule_configs.overfit()["DebugRuleConfiguration"]["RuleParameters"]["rule_to_invoke"],
+        rule_configs.overtraining()["DebugRuleConfiguration"]["RuleParameters"]["rule_to_invoke"],
+        rule_configs.poor_weight_initialization()["DebugRuleConfiguration"]["RuleParameters"]["rule_to_invoke"],
+        rule_configs.LowGPUUtilization().rule_name,
+        rule_configs.ProfilerReport().rule_name,
+    ]
+    assert set(re.findall(r'"rule_to_invoke": "(\w+)"', definition)) == set(configured)
+
+
 def test_every_parameter_says_what_it_is_and_is_used():
     used = json.dumps(TEMPLATE["Resources"]) + json.dumps(TEMPLATE["Conditions"]) + json.dumps(TEMPLATE["Globals"])
     for name, parameter in TEMPLATE["Parameters"].items():
         assert parameter["Description"] and "Default" in parameter, name
         assert f'"Ref": "{name}"' in used or f"${{{name}}}" in used, f"{name} is not used"
-    grouped = [
-        p for g in TEMPLATE["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"] for p in g["Parameters"]
-    ]
-    assert sorted(grouped) == sorted(TEMPLATE["Parameters"])
+    groups = TEMPLATE["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+    assert sorted(parameter for group in groups for parameter in group["Parameters"]) == sorted(TEMPLATE["Parameters"])
 
 
 @pytest.mark.parametrize("name", template.resources("AWS::S3::Bucket"))

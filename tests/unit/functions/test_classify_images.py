@@ -120,9 +120,10 @@ def test_a_file_over_the_limit_is_rejected_without_being_fetched(aws, served, co
     assert "larger than" in current(aws, "big.jpg")["reason"]
 
 
-def test_without_a_model_pictures_wait(aws, served, context):
-    app.handler(events.sqs_batch(drop(aws, "a.jpg", jpeg())), context)
+def test_without_a_model_pictures_wait_and_what_is_none_is_rejected(aws, served, context):
+    app.handler(events.sqs_batch(drop(aws, "a.jpg", jpeg()), drop(aws, "notes.txt", b"hello")), context)
     assert current(aws, "a.jpg")["status"] == "WAITING"
+    assert current(aws, "notes.txt")["status"] == "REJECTED"
     assert aws.state.get_item(Key={"pk": "inbox", "sk": "first_waiting_day"})["Item"]["day"][:2] == "20"
 
 

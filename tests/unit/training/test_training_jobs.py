@@ -1,0 +1,220 @@
+"""prepare, train and evaluate from end to end, as processes under the container contract."""
+
+import io
+import json
+import re
+import signal
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+import preprocessing
+from predictor import Predictor
+from preprocessing import Preprocess
+from tests.unit.training.jobs import PATTERNS, prepare, run, start, write_snapshot
+
+LINE = re.compile(r"validation:accuracy=([0-9\.]+);")
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory):
+    """One profiled training job: its /opt/ml and its log."""
+    opt_ml = tmp_path_factory.mktemp("job")
+    log = run("train.py", "--training", prepared, "--lr", '"0.002"', "--batch-size", '"8"', "--epochs", '"4"',
+              "--image-size", 32, "--profile", '"true"', "--model-version", "261122160000", "--dataset-hash", "abc",
+              "--_tuning_objective_metric", "validation:accuracy", "--sagemaker_program", "train.py",
+              opt_ml=opt_ml)  # fmt: skip
+    return opt_ml, log
+
+
+def test_prepared_pictures_are_the_crops_that_the_server_makes(snapshot, prepared):
+    index = json.loads((prepared / "index.json").read_text())
+    spec = Preprocess.from_json((prepared / "preprocess.json").read_text())
+    assert (spec.size, spec.resize) == (32, 37)
+    for split, side in (("train", 37), ("validation", 32), ("test", 32)):
+        array = np.load(prepared / f"{split}.npy", mmap_mode="r")
+        assert array.dtype == np.uint8 and array.shape[1:] == (side, side, 3)
+        assert len(array) == len(index["splits"][split]["labels"]) == len(index["splits"][split]["sha256"])
+        cut = Preprocess(side, spec.resize)
+        for row, sha256 in zip(array, index["splits"][split]["sha256"], strict=True):
+            assert row.tobytes() == preprocessing.crop((snapshot / "images" / sha256).read_bytes(), cut)
+
+
+def test_a_broken_picture_is_named_and_left_out(prepared):
+    skipped = json.loads((prepared / "index.json").read_text())["skipped"]
+    assert len(skipped) == 1
+    assert skipped[0]["origin"].startswith("s3://pictures/") and "not an image" in skipped[0]["reason"]
+
+
+def test_too_many_broken_pictures_end_the_job_with_the_list(tmp_path):
+    log = prepare(write_snapshot(tmp_path / "s", per_class=8, broken=6), tmp_path / "out", code=1)
+    assert "6 of 30 pictures cannot be read" in log and "s3://pictures/labelled/dots/24.png" in log
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda rows: [r for r in rows if r["class"] != "dots" or r["split"] != "train"], "dots (0)"),
+        (lambda rows: [r for r in rows if r["split"] != "validation"], "validation split"),
+        (lambda rows: [{**r, "class": "cat"} for r in rows], "cat"),
+    ],
+)
+def test_a_dataset_that_cannot_be_trained_on_is_refused(tmp_path, change, reason):
+    folder = write_snapshot(tmp_path / "s", per_class=8)
+    manifest = folder / "dataset" / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    manifest.write_text("\n".join(json.dumps(row) for row in change(rows)))
+    assert reason in prepare(folder, tmp_path / "out", code=1)
+
+
+def test_the_log_has_a_metric_line_each_epoch_and_ends_with_the_best(trained):
+    _, log = trained
+    values = [float(value) for value in LINE.findall(log)]
+    assert len(values) == 5
+    assert values[-1] == max(values[:-1])
+    assert all(name in log for name in ("train:loss=", "train:accuracy=", "validation:loss=", "epoch=4;"))
+    assert "no weights channel" in log
+
+
+def test_the_artifact_is_complete_and_serves(trained, prepared):
+    model = trained[0] / "model"
+    assert {path.name for path in model.iterdir()} == {
+        "weights.pt", "model.xml", "model.bin", "classes.json", "preprocess.json", "model_card.json"
+    }  # fmt: skip
+    card = json.loads((model / "model_card.json").read_text())
+    assert (card["model_version"], card["dataset_hash"]) == ("261122160000", "abc")
+    assert card["hyperparameters"]["batch-size"] == 8 and card["hyperparameters"]["unfreeze"] == "all"
+    assert card["metrics"]["validation_accuracy"] > 0 and card["versions"]["torch"].startswith("2.")
+    assert card["export"]["max_difference"] <= card["export"]["tolerance"]
+    assert card["findings"]["ExplodingTensor"] == "NoIssuesFound"
+
+    from export import Served
+    from model import build
+
+    served = build(3)
+    served.load_state_dict(torch.load(model / "weights.pt", weights_only=True))
+    crops = np.load(prepared / "test.npy")
+    spec = Preprocess.from_json((model / "preprocess.json").read_text())
+    with torch.inference_mode():
+        expected = Served(served, spec).eval()(torch.from_numpy(crops)).numpy()
+    predictor = Predictor(model)
+    assert predictor.classes == sorted(PATTERNS)
+    np.testing.assert_allclose(predictor.predict(crops), expected, atol=1e-3)
+
+
+def test_findings_and_report_are_whole(trained):
+    data = trained[0] / "output" / "data"
+    findings = json.loads((data / "findings.json").read_text())
+    named = {rule["rule"]: rule for rule in findings["rules"]}
+    assert {"VanishingGradient", "ExplodingTensor", "Overfit", "LossNotDecreasing", "Overtraining", "ClassImbalance",
+            "PoorWeightInitialization", "LowGPUUtilization", "CPUBottleneck", "Dataloader"} <= named.keys()  # fmt: skip
+    assert all(rule["status"] in ("NoIssuesFound", "IssuesFound") for rule in named.values()), named
+    assert findings["blocking"] == any(rule["blocking"] for rule in named.values())
+    summary = findings["summary"]
+    assert summary["per_class"].keys() == set(PATTERNS) and summary["steps"]["count"] == 16
+    assert len(summary["skipped"]) == 1
+    page = (data / "report.html").read_text()
+    assert page.count("Plotly.newPlot(") >= 8
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=['\"]https?:", page), "the report must work offline"
+    assert "LowGPUUtilization" in page and "stripes" in page
+
+
+def test_resume_after_sigterm_reaches_the_same_model(prepared, tmp_path):
+    arguments = ["--training", prepared, "--batch-size", 4, "--epochs", 3, "--image-size", 32, "--seed", 3]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run("train.py", *arguments, opt_ml=whole)
+    with start("train.py", *arguments, opt_ml=cut) as job:
+        assert job.stdout is not None
+        for line in job.stdout:
+            if line.startswith("epoch=1"):
+                job.send_signal(signal.SIGTERM)
+                break
+        log = job.stdout.read()
+    assert job.returncode == 0 and "checkpoint" in log, log
+    assert (cut / "checkpoints" / "checkpoint.pt").is_file() and not (cut / "model" / "model.xml").exists()
+    log = run("train.py", *arguments, opt_ml=cut)
+    assert "going on in epoch 2" in log
+    assert not (cut / "checkpoints" / "checkpoint.pt").exists()
+    cards = [json.loads((folder / "model" / "model_card.json").read_text()) for folder in (whole, cut)]
+    for name in ("train_loss", "validation_loss", "validation_accuracy"):
+        assert cards[0]["metrics"][name] == pytest.approx(cards[1]["metrics"][name], rel=1e-3), name
+
+
+def test_evaluation_compares_by_class_name(trained, snapshot, tmp_path):
+    archive = tmp_path / "challenger" / "model.tar.gz"
+    pack(trained[0] / "model", archive)
+    champion = tmp_path / "champion" / "model.tar.gz"
+    # a champion that knows the same classes under other indices, and one of them under no name of ours
+    pack(trained[0] / "model", champion, {"classes.json": json.dumps(["stripes", "cat", "dots"]).encode()})
+    run("evaluate.py", "--dataset", snapshot / "dataset", "--images", snapshot / "images", "--challenger",
+        archive.parent, "--champion", champion.parent, "--output", tmp_path / "out", opt_ml=tmp_path)  # fmt: skip
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    challenger = result["challenger"]
+    assert challenger["per_class"].keys() == set(PATTERNS) and len(challenger["predictions"]) == 9
+    assert challenger["accuracy"] == sum(c["correct"] for c in challenger["per_class"].values()) / 9
+    assert challenger["latency_ms_p50"] > 0
+    assert result["common_classes"] == ["dots", "stripes"] and result["new_classes"] == ["plain"]
+    assert result["champion"]["per_class"].keys() == {"dots", "stripes"}
+    assert result["common"]["n"] == 6
+    assert result["common"]["challenger_correct"] == sum(
+        challenger["per_class"][name]["correct"] for name in ("dots", "stripes")
+    )
+
+
+def test_evaluation_without_champion_and_with_a_broken_archive(trained, snapshot, tmp_path):
+    archive = tmp_path / "model.tar.gz"
+    pack(trained[0] / "model", archive)
+    places = ["--dataset", snapshot / "dataset", "--images", snapshot / "images", "--output", tmp_path / "out"]
+    run("evaluate.py", *places, "--challenger", archive, opt_ml=tmp_path)
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert result["champion"] is None and result["common"] is None and result["new_classes"] == sorted(PATTERNS)
+    pack(trained[0] / "model", archive, leave_out="model.bin")
+    assert "model.bin missing" in run("evaluate.py", *places, "--challenger", archive, opt_ml=tmp_path, code=1)
+
+
+def pack(folder, archive, replace=None, leave_out=None):
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        for path in sorted(folder.iterdir()):
+            if path.name == leave_out:
+                continue
+            data = (replace or {}).get(path.name, path.read_bytes())
+            info = tarfile.TarInfo(path.name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A weights channel: a state dict as torchvision publishes it, of random numbers."""
+    from model import _import_resnet18
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(_import_resnet18()().state_dict(), folder / "resnet18.pth")
+    return folder
+
+
+@pytest.mark.parametrize("unfreeze", ["none", "layer4"])
+def test_frozen_layers_stay_as_they_were(prepared, backbone, tmp_path, unfreeze):
+    run("train.py", "--training", prepared, "--weights", backbone, "--unfreeze", unfreeze, "--epochs", 2, "--profile",
+        "true" if unfreeze == "none" else "false", "--image-size", 32, opt_ml=tmp_path)  # fmt: skip
+    before = torch.load(backbone / "resnet18.pth", weights_only=True)
+    after = torch.load(tmp_path / "model" / "weights.pt", weights_only=True)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == ({"fc"} if unfreeze == "none" else {"fc", "layer4"})
+
+
+def test_a_failure_reason_names_what_is_wrong(prepared, tmp_path):
+    for arguments, reason in (
+        (["--image-size", 64], "prepared for 32"),
+        (["--image-size", 32, "--batch-size", 0], "from 2 to 4096, not 0"),
+        (["--image-size", 32, "--weights", tmp_path / "bad"], "is damaged: its sha256 starts with"),
+    ):
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        (tmp_path / "bad" / "resnet18-f37072fd.pth").write_bytes(b"nothing")
+        run("train.py", "--training", prepared, *arguments, opt_ml=tmp_path, code=1)
+        assert reason in (tmp_path / "output" / "failure").read_text()

@@ -1,0 +1,140 @@
+"""Every rule finds what it is for, and lets a healthy training pass."""
+
+import math
+
+import pytest
+
+import rules
+from rules import Observations, SystemObservations
+
+
+def gradient(name="gradient/layer.weight", abs_mean=1e-3, std=1e-2, abs_max=1.0, step=0):
+    return {name: [(step, {"mean": 0.0, "std": std, "abs_mean": abs_mean, "abs_max": abs_max, "l2_norm": 1.0})]}
+
+
+def run_of(train, validation, steps=10):
+    """Observations of epochs with these losses, `steps` training steps each and one validation."""
+    seen, step = Observations(), 0
+    for before, after in zip(train, validation, strict=True):
+        for _ in range(steps):
+            seen.losses.append((step, "train", before))
+            step += 1
+        seen.losses.append((step, "validation", after))
+        step += 1
+    return seen
+
+
+HEALTHY = run_of([1.6, 1.2, 0.9, 0.7, 0.6], [1.5, 1.2, 0.95, 0.75, 0.65])
+HEALTHY.gradients = gradient()
+HEALTHY.weights = gradient("layer.weight")
+
+
+def observed(**what):
+    seen = run_of([1.6, 1.2, 0.9, 0.7, 0.6], [1.5, 1.2, 0.95, 0.75, 0.65])
+    for name, value in what.items():
+        setattr(seen, name, value)
+    return seen
+
+
+def stuck():
+    seen = run_of([1.6] * 5, [1.6] * 5)
+    for n, std in enumerate((1e-6, 1.0)):
+        statistics = gradient(std=std)["gradient/layer.weight"][0][1]
+        seen.gradients[f"gradient/{n}.weight"] = [(step, statistics) for step in range(10)]
+    return seen
+
+
+TRIGGERS = {
+    "VanishingGradient": observed(gradients=gradient(abs_mean=1e-8)),
+    "ExplodingTensor": observed(losses=[(0, "train", math.nan)]),
+    "LossNotDecreasing": run_of([1.6, 1.6, 1.6, 1.6, 1.6], [1.6, 1.6, 1.6, 1.6, 1.59]),
+    "Overfit": run_of([1.6, 1.2, 0.8, 0.4, 0.2], [1.6, 1.4, 1.3, 1.3, 1.4]),
+    "Overtraining": run_of([0.5] * 8, [0.6] * 8),
+    "PoorWeightInitialization": stuck(),
+}
+
+
+def test_every_tensor_rule_has_a_case():
+    assert set(TRIGGERS) == set(rules.TENSOR_RULES)
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_tensor_rule_is_triggered(name):
+    finding = rules.TENSOR_RULES[name].judge(TRIGGERS[name])
+    assert finding.status == "IssuesFound"
+    assert finding.evidence is not None and {"step", "tensor", "value"} <= finding.evidence.keys()
+    assert finding.advice
+    assert finding.blocking == (name in {"VanishingGradient", "ExplodingTensor", "LossNotDecreasing"})
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_tensor_rule_lets_a_healthy_training_pass(name):
+    assert rules.TENSOR_RULES[name].judge(HEALTHY).status == "NoIssuesFound"
+
+
+def test_infinite_weight_explodes_unless_only_nan_counts():
+    seen = observed(weights=gradient("layer.weight", abs_max=math.inf))
+    assert rules.TENSOR_RULES["ExplodingTensor"].judge(seen).evidence["tensor"] == "layer.weight"
+    assert rules.TENSOR_RULES["ExplodingTensor"].judge(seen, only_nan=True).status == "NoIssuesFound"
+
+
+def test_warm_up_and_convergence_are_no_issue_and_a_late_rise_does_not_block():
+    judge = rules.TENSOR_RULES["LossNotDecreasing"].judge
+    same = [1.0] * 5
+    assert judge(run_of([1.3, 1.5, 0.8, 0.5, 0.5], same)).status == "NoIssuesFound"
+    assert judge(run_of([1.6, 0.8, 0.5, 0.5, 0.51], same)).status == "NoIssuesFound"
+    rise = judge(run_of([1.6, 0.8, 0.5, 0.7, 0.9], same))
+    assert rise.status == "IssuesFound" and not rise.blocking and rise.evidence["before"] == 0.5
+
+
+def test_a_loss_that_rises_for_good_blocks():
+    finding = rules.TENSOR_RULES["LossNotDecreasing"].judge(run_of([1.6, 2.4, 3.1, 4.0], [1.7, 2.5, 3.2, 4.1]))
+    assert finding.status == "IssuesFound" and finding.blocking
+
+
+def test_overfit_waits_for_its_patience():
+    once = run_of([1.6, 1.0, 0.9, 0.8], [1.6, 1.3, 0.9, 0.8])
+    assert rules.TENSOR_RULES["Overfit"].judge(once).status == "NoIssuesFound"
+
+
+def test_class_imbalance_by_count_and_by_misprediction():
+    even, poor = [[9, 1], [1, 9]], [[9, 1], [8, 2]]
+    judge = rules.CLASS_IMBALANCE.judge
+    assert judge(({"a": 50, "b": 50}, even)).status == "NoIssuesFound"
+    assert judge(({"a": 500, "b": 20}, even)).evidence["tensor"] == "b"
+    assert judge(({"a": 50, "b": 40}, poor)).evidence["tensor"] == "b"
+
+
+BUSY = {"cpu": [50.0] * 20, "io_wait": [1.0] * 20, "gpu": [95.0] * 20, "gpu_memory": [80.0] * 20,
+        "step_seconds": [0.1] * 50, "wait_seconds": [0.001] * 50, "start_up_seconds": 10.0}  # fmt: skip
+SYSTEM_TRIGGERS = {
+    "LowGPUUtilization": {"gpu": [5.0] * 20},
+    "CPUBottleneck": {"cpu": [99.0] * 20, "gpu": [5.0] * 20},
+    "IOBottleneck": {"io_wait": [80.0] * 20, "gpu": [5.0] * 20},
+    "GPUMemoryIncrease": {"gpu_memory": [float(n) for n in range(20)]},
+    "BatchSize": {"gpu": [30.0] * 20, "gpu_memory": [10.0] * 20},
+    "Dataloader": {"wait_seconds": [0.05] * 50},
+    "StepOutlier": {"step_seconds": [0.1] * 1000 + [2.0] * 11},
+    "MaxInitializationTime": {"start_up_seconds": 1500.0},
+}
+
+
+def test_every_system_rule_has_a_case():
+    assert set(SYSTEM_TRIGGERS) == set(rules.SYSTEM_RULES)
+
+
+@pytest.mark.parametrize("name", SYSTEM_TRIGGERS)
+def test_system_rule_is_triggered_and_not(name):
+    rule = rules.SYSTEM_RULES[name]
+    assert rule.judge(SystemObservations(**{**BUSY, **SYSTEM_TRIGGERS[name]})).status == "IssuesFound"
+    assert rule.judge(SystemObservations(**BUSY)).status == "NoIssuesFound"
+
+
+@pytest.mark.parametrize("name", sorted(rules.SYSTEM_RULES))
+def test_a_machine_without_gpu_and_samples_passes(name):
+    assert rules.SYSTEM_RULES[name].judge(SystemObservations()).status == "NoIssuesFound"
+
+
+def test_a_rule_that_cannot_run_is_an_error_not_a_pass():
+    finding = rules.TENSOR_RULES["Overfit"].judge(None)
+    assert finding.status == "Error" and "AttributeError" in finding.evidence["value"]
