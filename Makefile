@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help demo up down deploy-local test check lint types templates clean
+.PHONY: help demo up down delete test lock check lint types templates clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -20,6 +20,9 @@ up: $(READY) ## Start AWS on this machine with the stack deployed, until Ctrl-C;
 
 down: $(READY) ## Stop what `make demo KEEP=1` left running
 	@$(BIN)/python -m local down
+
+delete: $(READY) ## Delete a stack on AWS with all that it made; STACK=name
+	@$(BIN)/python tools/delete_stack.py $(or $(STACK),$(error Say which: make delete STACK=houndloop))
 
 test: $(READY) ## Run all tests
 	@$(BIN)/python -m pytest
@@ -36,6 +39,14 @@ types: $(READY)
 templates: $(READY)
 	@$(BIN)/cfn-lint template.yaml
 	@AWS_DEFAULT_REGION=us-east-1 $(BIN)/sam validate --lint
+
+lock: ## Pin what requirements.in asks for, from a fresh environment
+	@rm -rf .houndloop/lock && mkdir -p .houndloop && "$(PYTHON)" -m venv .houndloop/lock
+	@.houndloop/lock/bin/pip install --quiet --disable-pip-version-check "$$(grep -o '^torch==[0-9.]*' requirements.in)"
+	@.houndloop/lock/bin/pip install --quiet --disable-pip-version-check -r requirements.in
+	@{ echo '# Everything that requirements.in asks for, pinned. Made by `make lock`; do not edit.'; \
+	  .houndloop/lock/bin/pip freeze --all --exclude pip | sed 's/+cpu//'; } > requirements.txt
+	@rm -rf .houndloop/lock
 
 clean: ## Remove the virtual environment and all working state
 	rm -rf $(VENV) .houndloop .aws-sam

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rules import Finding, Observations
 
 # A save costs a few milliseconds for each layer, so few steps are saved in full: the first two, where a bad start
 # shows, and some spread over the run.
-FULL_SAVES = 8
+FULL_SAVES = 7
 LOSS_SAVES = 200  # a loss is one number; still a file each
 
 
@@ -92,7 +93,7 @@ def _repair_tostring() -> None:
 
 def full_save_steps(total_steps: int) -> list[int]:
     """The steps at which statistics of all layers are saved: the first two, the last, and some evenly between."""
-    spread = max(1, total_steps // (FULL_SAVES - 2))
+    spread = max(1, total_steps // (FULL_SAVES - 3))
     return sorted({0, 1, *range(0, total_steps, spread), total_steps - 1} & set(range(total_steps)))
 
 
@@ -104,8 +105,9 @@ def loss_interval(train_steps: int) -> int:
 def make_hook(smd: Any, folder: Path, model: Any, criterion: Any, train_steps: int) -> Any:
     """A hook on `model` and `criterion` that writes to `folder`, which must not exist yet.
 
-    Gradients and weights: mean, standard deviation, norm, and mean and maximum of the absolute values, at few steps of
-    training. Losses: both modes. Call `set_mode` at the start of each phase and `close` at the end.
+    At few steps of training: of gradients mean, standard deviation, norm, and mean and maximum of the absolute values;
+    of weights mean and absolute maximum. Losses: both modes. Call `set_mode` at the start of each phase and
+    `close` at the end.
     """
     from smdebug.core.modes import ModeKeys
 
@@ -128,6 +130,8 @@ def make_hook(smd: Any, folder: Path, model: Any, criterion: Any, train_steps: i
     hook.get_collection("weights").include_regex = [f"^{prefix}({matrices})$"]
     hook.get_collection("losses").save_config = losses
     hook.get_collection("losses").reduction_config = smd.ReductionConfig(save_raw_tensor=True)
+    few = smd.ReductionConfig(reductions=["mean"], abs_reductions=["max"])
+    hook.get_collection("weights").reduction_config = few
     hook.register_module(model)
     hook.register_loss(criterion)
     return hook
@@ -181,7 +185,8 @@ def run_rules(folder: Path, checks: dict[str, dict]) -> tuple[list[Finding], Obs
         except Exception as error:  # a rule's own fault must not take the training's result with it
             findings.append(rule.error(error, parameters))
     for step in steps:
-        reader.read(step, last)
+        with suppress(Exception):  # what cannot be read is an Error of the rules above already
+            reader.read(step, last)
     return findings, last
 
 
@@ -206,19 +211,14 @@ class TrialReader:
         for name in sorted(names & set(trial.tensor_names(collection="losses"))):
             split = "validation" if trial.mode(step) == ModeKeys.EVAL else "train"
             found.losses.append((step, split, float(trial.tensor(name).value(step))))
-        for collection, target in (("gradients", found.gradients), ("weights", found.weights)):
+        saved = {"mean": ("mean", False), "abs_max": ("max", True)}
+        more = {"std": ("std", False), "abs_mean": ("mean", True), "l2_norm": ("l2", False)}
+        gradients, weights = ("gradients", found.gradients, saved | more), ("weights", found.weights, saved)
+        for collection, target, wanted in (gradients, weights):
             for name in sorted(names & set(trial.tensor_names(collection=collection))):
                 tensor = trial.tensor(name)
-                target.setdefault(name, []).append(
-                    (
-                        step,
-                        {
-                            "mean": float(tensor.reduction_value(step, "mean")),
-                            "std": float(tensor.reduction_value(step, "std")),
-                            "abs_mean": float(tensor.reduction_value(step, "mean", abs=True)),
-                            "abs_max": float(tensor.reduction_value(step, "max", abs=True)),
-                            "l2_norm": float(tensor.reduction_value(step, "l2")),
-                        },
-                    )
-                )
+                statistics = {
+                    key: float(tensor.reduction_value(step, kind, abs=of_abs)) for key, (kind, of_abs) in wanted.items()
+                }
+                target.setdefault(name, []).append((step, statistics))
         return found

@@ -18,7 +18,7 @@ Evidence = dict[str, Any]  # step, tensor, value
 
 @dataclass
 class Observations:
-    """What a hook saved, in order of steps. Statistics of a tensor: mean, std, abs_mean, abs_max, l2_norm."""
+    """What a hook saved, in order of steps: mean and abs_max of tensors; of gradients std, abs_mean, l2_norm too."""
 
     losses: list[tuple[int, str, float]] = field(default_factory=list)  # step, split (train or validation), loss
     gradients: dict[str, list[tuple[int, dict[str, float]]]] = field(default_factory=dict)

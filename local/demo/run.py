@@ -85,9 +85,9 @@ def parameters(collection: Collection, weights: Weights) -> dict[str, str]:
         "Unfreeze": "layer4" if pretrained else "all",
         "ImageSize": str(SIZE_PRETRAINED if pretrained else SIZE_FROM_SCRATCH),
         "TuningJobs": "4",
-        "EpochsMin": "8" if not pretrained else "3",
-        "EpochsMax": "12" if not pretrained else "5",
-        "LearningRateMin": "0.0005" if not pretrained else "0.0002",
+        "EpochsMin": "6" if not pretrained else "3",
+        "EpochsMax": "9" if not pretrained else "5",
+        "LearningRateMin": "0.0007" if not pretrained else "0.0002",
         "LearningRateMax": "0.003" if not pretrained else "0.002",
         "BatchSizes": "16,32",
         "GateMargin": "0.1",  # of some 36 test pictures; the default would let one of them decide
