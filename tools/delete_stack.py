@@ -44,8 +44,8 @@ def delete(stack: str, ask: Callable[[str], str] | None) -> int:
     outputs = {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
     buckets = [outputs[key] for key in ("DataBucketName", "ArtifactBucketName") if key in outputs]
     name = outputs.get("EndpointName", "")
-    print(f"This deletes the stack {stack}, the endpoint {name}, and for ever all pictures, labels, predictions and models")
-    print(f"in the buckets {' and '.join(buckets)} and the stack's tables.")
+    print(f"This deletes the stack {stack}, the endpoint {name}, and for ever all pictures, labels, predictions and")
+    print(f"models in the buckets {' and '.join(buckets)} and the stack's tables.")
     if ask and ask(f"Type {stack} to go on: ") != stack:
         print("Nothing was deleted.")
         return 1

@@ -1,0 +1,231 @@
+"""The whole loop in the local AWS, IAM enforced, on tiny pictures: one story, told in the order of the tests."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import boto3
+import pytest
+
+from local.emulator import Emulator
+from local.stack import Stack
+from tests.makers import pictures
+from tools import delete_stack
+
+PARAMETERS = {
+    "PretrainedWeights": "none",
+    "Unfreeze": "all",
+    "ImageSize": "32",
+    "MinPicturesPerClass": "8",
+    "MinNewPictures": "1",
+    "QuietPeriodSeconds": "4",
+    "TuningJobs": "2",
+    "EpochsMin": "2",
+    "EpochsMax": "4",
+    "BatchSizes": "8,16",
+    "LearningRateMin": "0.0005",
+    "LearningRateMax": "0.003",
+    "GateMargin": "0.3",  # of a handful of test pictures
+}
+
+
+class Loop:
+    """The deployed stack, as its users see it."""
+
+    def __init__(self, aws: Emulator, stack: Stack, outputs: dict[str, str]) -> None:
+        self.aws, self.stack, self.outputs = aws, stack, outputs
+        session: Any = boto3
+        self.client: Callable[[str], Any] = session.client
+        self.s3, self.sfn = self.client("s3"), self.client("stepfunctions")
+        self.bucket, self.machine = outputs["DataBucketName"], outputs["RetrainStateMachineArn"]
+        self.predictions = session.resource("dynamodb").Table(outputs["PredictionsTableName"])
+        self.state = session.resource("dynamodb").Table(outputs["LoopStateTableName"])
+
+    def label(self, name: str, count: int, seed: int) -> None:
+        for number, data in enumerate(pictures.coloured(name, count, seed)):
+            self.s3.put_object(Bucket=self.bucket, Key=f"labelled/{name}/{seed}-{number}.jpg", Body=data)
+
+    def drop(self, key: str, data: bytes) -> None:
+        self.s3.put_object(Bucket=self.bucket, Key=f"inbox/{key}", Body=data)
+
+    def row(self, key: str) -> dict[str, Any]:
+        wanted = {"image": f"{self.bucket}/inbox/{key}", "version": "current"}
+        return self.predictions.get_item(Key=wanted).get("Item", {})
+
+    def executions(self) -> list[dict[str, Any]]:
+        return self.sfn.list_executions(stateMachineArn=self.machine)["executions"]
+
+    def ended(self, count: int, seconds: float = 240) -> dict[str, Any]:
+        """The newest of `count` executions, when it has ended."""
+        until(lambda: len(self.executions()) >= count and self.executions()[0]["status"] != "RUNNING", seconds)
+        assert len(self.executions()) == count
+        return self.sfn.describe_execution(executionArn=self.executions()[0]["executionArn"])
+
+    def champion(self) -> dict[str, Any] | None:
+        return self.state.get_item(Key={"pk": "champion", "sk": "champion"}, ConsistentRead=True).get("Item")
+
+    def locked(self) -> bool:
+        return "Item" in self.state.get_item(Key={"pk": "lock", "sk": "lock"}, ConsistentRead=True)
+
+    def log(self) -> str:
+        """What the functions logged."""
+        pages = self.client("logs").get_paginator("filter_log_events").paginate(
+            logGroupName="/houndloop/houndloop/functions"
+        )
+        return "\n".join(event["message"] for page in pages for event in page["events"])
+
+
+def until(condition: Callable[[], Any], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
+    with pytest.MonkeyPatch.context() as patch, Emulator(state=tmp_path_factory.mktemp("aws"), auth=True) as aws:
+        for name, value in aws.environment().items():
+            patch.setenv(name, value)
+        stack = Stack(aws)
+        yield Loop(aws, stack, stack.deploy(PARAMETERS))
+
+
+def test_every_substitution_is_resolved_in_what_was_deployed(loop: Loop):
+    definition = loop.sfn.describe_state_machine(stateMachineArn=loop.machine)["definition"]
+    assert "${" not in definition
+    template = loop.client("cloudformation").get_template(StackName="houndloop", TemplateStage="Processed")
+    assert "ServingImageUri" in json.dumps(template["TemplateBody"], default=str)
+    for function in loop.client("lambda").list_functions()["Functions"]:
+        assert "${" not in json.dumps(function["Environment"]["Variables"])
+
+
+def test_the_zips_are_small(loop: Loop):
+    client = loop.client("lambda")
+    functions = {f["FunctionName"]: f["CodeSize"] for f in client.list_functions()["Functions"]}
+    layers = {}
+    for layer in client.list_layers()["Layers"]:
+        version = layer["LatestMatchingVersion"]["Version"]
+        found = client.get_layer_version(LayerName=layer["LayerName"], VersionNumber=version)
+        layers[layer["LayerName"]] = found["Content"]["CodeSize"]
+    for name, size in (functions | layers).items():
+        print(f"{size / 1e6:6.2f} MB  {name}")
+    assert len(functions) == 9 and max(functions.values()) < 0.1e6
+    assert layers.keys() == {"Powertools", "Preprocessing", "TrainingSource", "ServingSource"}
+    assert all(0 < size < 10e6 for size in layers.values())
+
+
+def test_pictures_wait_for_the_first_model_and_what_is_none_is_rejected(loop: Loop):
+    keys = ["a b+c%20.jpg", "ünïcödé 🐕.jpg", "plain.jpg"]
+    for key, data in zip(keys, pictures.coloured("red", 3, seed=1), strict=True):
+        loop.drop(key, data)
+    loop.drop("notes.txt", b"hello")
+    loop.drop("cut.jpg", next(pictures.coloured("red", 1, seed=2))[:700])
+    loop.drop("empty.jpg", b"")
+    until(lambda: all(loop.row(k) for k in [*keys, "notes.txt", "cut.jpg", "empty.jpg"]), 60)
+    assert [loop.row(key)["status"] for key in keys] == ["WAITING"] * 3
+    for key, reason in {"notes.txt": "not an image", "cut.jpg": "truncated", "empty.jpg": "empty"}.items():
+        assert loop.row(key)["status"] == "REJECTED" and reason in loop.row(key)["reason"]
+
+
+def test_too_few_pictures_start_nothing_and_the_log_says_how_many_are_missing(loop: Loop):
+    loop.label("red", 5, seed=1)
+    until(lambda: "red has 5 of the 8 pictures a class needs: 3 missing" in loop.log(), 60)
+    assert loop.executions() == []
+
+
+def test_two_bursts_of_labels_make_one_run_and_its_model_goes_live(loop: Loop):
+    loop.label("red", 12, seed=2)
+    loop.label("green", 12, seed=2)
+    time.sleep(2)  # within the quiet period
+    loop.label("green", 5, seed=3)
+    run = loop.ended(1)
+    assert run["status"] == "SUCCEEDED", run.get("cause")
+    assert json.loads(run["output"])["outcome"] == "PROMOTED"
+    assert json.loads(loop.champion()["classes"]) == ["green", "red"] and not loop.locked()
+
+
+def test_the_pictures_that_waited_are_classified(loop: Loop):
+    keys = ["a b+c%20.jpg", "ünïcödé 🐕.jpg", "plain.jpg"]
+    until(lambda: all(loop.row(key)["status"] == "CLASSIFIED" for key in keys), 60)
+    for key in keys:
+        row = loop.row(key)
+        assert row["model_version"] == loop.champion()["model_version"] and row["deployment"] == 1
+        assert {c["class"] for c in row["classes"]} == {"red", "green"}
+
+
+def test_the_run_leaves_its_documents(loop: Loop):
+    prefix = f"runs/{loop.champion()['model_version']}"
+    bucket = loop.outputs["ArtifactBucketName"]
+    read = lambda name: loop.s3.get_object(Bucket=bucket, Key=f"{prefix}/{name}")["Body"].read()  # noqa: E731
+    assert json.loads(read("verdict.json"))["promote"] and json.loads(read("evaluation/evaluation.json"))["challenger"]
+    rules = {rule["rule"]: rule["status"] for rule in json.loads(read("findings.json"))["rules"]}
+    assert {"VanishingGradient", "Overfit", "LowGPUUtilization"} <= rules.keys() and "Error" not in rules.values()
+    assert b"<html" in read("report.html").lower()
+    assert b"http://" not in read("report.html")[:2000]
+
+
+def test_a_new_class_is_learnt_and_no_request_fails_meanwhile(loop: Loop):
+    stop, sent, failures = threading.Event(), [], []
+    runtime = loop.client("sagemaker-runtime")
+
+    def ask() -> None:
+        data = next(pictures.coloured("red", 1, seed=9))
+        while not stop.wait(0.1):
+            try:
+                runtime.invoke_endpoint(EndpointName="houndloop", ContentType="image/jpeg", Body=data)
+                sent.append(1)
+            except Exception as error:
+                failures.append(repr(error))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        loop.label("blue", 17, seed=4)
+        run = loop.ended(2)
+    finally:
+        stop.set()
+        asking.join()
+    assert run["status"] == "SUCCEEDED", run.get("cause")
+    assert json.loads(loop.champion()["classes"]) == ["blue", "green", "red"] and loop.champion()["deployment"] == 2
+    assert not failures and len(sent) > 50
+    config = loop.client("sagemaker").describe_endpoint(EndpointName="houndloop")["EndpointConfigName"]
+    assert config == loop.champion()["endpoint_config"]
+    loop.drop("blue.jpg", next(pictures.coloured("blue", 1, seed=5)))
+    until(lambda: loop.row("blue.jpg").get("status") == "CLASSIFIED", 60)
+    assert loop.row("blue.jpg")["label"] == "blue"
+
+
+def test_the_same_dataset_is_not_trained_again(loop: Loop):
+    loop.sfn.start_execution(stateMachineArn=loop.machine, name="again", input="{}")
+    run = loop.ended(3)
+    assert json.loads(run["output"])["outcome"] == "NOTHING_NEW" and not loop.locked()
+
+
+def test_a_second_run_cannot_start_beside_the_first_and_an_aborted_one_leaves_nothing(loop: Loop):
+    started = loop.sfn.start_execution(stateMachineArn=loop.machine, name="forced", input='{"force": true}')
+    until(loop.locked, 30)
+    beside = loop.sfn.start_execution(stateMachineArn=loop.machine, name="beside", input='{"force": true}')
+    until(lambda: loop.sfn.describe_execution(executionArn=beside["executionArn"])["status"] == "FAILED", 60)
+    assert "another run holds the lock" in loop.sfn.describe_execution(executionArn=beside["executionArn"])["cause"]
+    assert loop.locked(), "the run that was refused must not free the other's lock"
+    sagemaker = loop.client("sagemaker")
+    running = lambda: sagemaker.list_training_jobs(StatusEquals="InProgress")["TrainingJobSummaries"]  # noqa: E731
+    until(running, 120)
+    loop.sfn.stop_execution(executionArn=started["executionArn"])
+    until(lambda: not loop.locked(), 60)
+    until(lambda: not running(), 60)
+    assert loop.champion()["deployment"] == 2
+
+
+def test_the_stack_is_deleted_with_all_that_it_made(loop: Loop):
+    assert delete_stack.delete("houndloop", ask=lambda question: "no") == 1
+    assert delete_stack.delete("houndloop", ask=None) == 0
+    sagemaker = loop.client("sagemaker")
+    assert sagemaker.list_endpoints()["Endpoints"] == [] and sagemaker.list_models()["Models"] == []
+    assert loop.s3.list_buckets()["Buckets"] == [] or all(
+        "houndloop" not in bucket["Name"] for bucket in loop.s3.list_buckets()["Buckets"]
+    )
+    assert delete_stack.delete("houndloop", ask=None) == 1
