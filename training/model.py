@@ -79,9 +79,7 @@ def gabor_stem(conv: nn.Conv2d) -> None:
     points of accuracy. The scale is Kaiming's (fan out), as everywhere else in the network.
     """
     count, channels, height, width = conv.weight.shape
-    y, x = torch.meshgrid(
-        torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij"
-    )
+    y, x = torch.meshgrid(torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij")
     angle, frequency, phase, spread = (values[:, None, None] for values in torch.rand(4, count))
     envelope = torch.exp(-(x**2 + y**2) / (2 * (1.2 + 1.5 * spread) ** 2))
     along = x * torch.cos(math.pi * angle) + y * torch.sin(math.pi * angle)

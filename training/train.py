@@ -426,9 +426,7 @@ def train(options: argparse.Namespace) -> bool:
     criterion = nn.CrossEntropyLoss(
         class_weights(prepared.train.labels, len(prepared.classes)).to(device), label_smoothing=options.label_smoothing
     )
-    optimizer = torch.optim.AdamW(
-        models.parameter_groups(trained, options.weight_decay), lr=options.lr, fused=True
-    )
+    optimizer = torch.optim.AdamW(models.parameter_groups(trained, options.weight_decay), lr=options.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=total_steps + 1, pct_start=options.warm_up, cycle_momentum=False
     )

@@ -10,8 +10,8 @@ import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import boto3
@@ -42,6 +42,14 @@ class Message:
     id: str
     event: ObjectEvent
     receives: int
+
+
+class Answered(NamedTuple):
+    """A picture, and the classes that the endpoint gave it: the top 5, best first."""
+
+    message: Message
+    crop: Crop
+    classes: list[dict[str, Any]]
 
 
 @cache
@@ -86,13 +94,12 @@ def classify(batch: "Batch", messages: list[Message], champion: dict[str, Any]) 
             batch.each(put_back, [message for message, _ in asked])
             continue
         latency_ms = (time.perf_counter() - started) * 1000
-        answers = [
-            (message, crop, prediction["classes"])
+        answered = [
+            Answered(message, crop, prediction["classes"])
             for (message, crop), prediction in zip(asked, answer["predictions"], strict=True)
         ]
-        batch.each(
-            lambda a, answer=answer, ms=latency_ms: record(*a, answer, champion, ms), answers, key=lambda a: a[0]
-        )
+        write = partial(record, answer=answer, champion=champion, latency_ms=latency_ms)
+        batch.each(write, answered, key=lambda one: one.message)
         metrics.add_metric("EndpointLatency", MetricUnit.Milliseconds, latency_ms)
 
 
@@ -116,23 +123,17 @@ def fetch(event: ObjectEvent) -> bytes:
     return s3().get_object(Bucket=event.bucket, Key=event.key, **version)["Body"].read()
 
 
-def record(
-    message: Message,
-    crop: Crop,
-    classes: list[dict[str, Any]],
-    answer: dict[str, Any],
-    champion: dict[str, Any],
-    latency_ms: float,
-) -> None:
+def record(one: Answered, *, answer: dict[str, Any], champion: dict[str, Any], latency_ms: float) -> None:
+    """Write the row; `answer` is the endpoint's about the whole request, `latency_ms` how long that took."""
     predictions.classified(
-        message.event,
-        classes,
+        one.message.event,
+        one.classes,
         model_version=answer["model_version"],
         deployment=int(answer["deployment"]),
         # In the middle of a deployment the new model answers before it is champion; its dataset is then not known here.
         dataset_hash=champion["dataset_hash"] if answer["model_version"] == champion["model_version"] else "",
-        size=(crop.width, crop.height),
-        image_format=crop.format,
+        size=(one.crop.width, one.crop.height),
+        image_format=one.crop.format,
         latency_ms=latency_ms,
     )
     metrics.add_metric("Classified", MetricUnit.Count, 1)

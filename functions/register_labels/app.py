@@ -44,7 +44,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     entry = ledger.read()
     if entry:
         quiet.ask_again(entry.revision, quiet.period_seconds())
-    return processor.response()
+    return dict(processor.response())
 
 
 def register(event: ObjectEvent) -> None:

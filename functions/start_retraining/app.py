@@ -34,7 +34,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
     with processor(event["Records"], handler=_consider_record):
         processor.process()
-    return processor.response()
+    return dict(processor.response())
 
 
 def _consider_record(record: SQSRecord) -> None:

@@ -136,8 +136,12 @@ class Loop:
         count = 0
         start: dict[str, Any] = {}
         while True:
-            page = self.labels.scan(Select="COUNT", FilterExpression="begins_with(pk, :l)",
-                                    ExpressionAttributeValues={":l": "label#"}, **start)
+            page = self.labels.scan(
+                Select="COUNT",
+                FilterExpression="begins_with(pk, :l)",
+                ExpressionAttributeValues={":l": "label#"},
+                **start,
+            )
             count += page["Count"]
             if "LastEvaluatedKey" not in page:
                 return count

@@ -36,8 +36,11 @@ def write(folder: Path, result: Result, steps: Sequence[Step]) -> Path:
 def render(result: Result, steps: Sequence[Step]) -> str:
     """The page as text. Whatever came from files or models is escaped by the template engine."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "duration": duration, "in_words": in_words}
     return environment.get_template("page.html.j2").render(**view(result, steps))
@@ -59,13 +62,22 @@ def view(result: Result, steps: Sequence[Step]) -> dict[str, Any]:
         "known": [_share(a for a in answers if a.picture.truth != new) for answers in (result.before, result.after)],
         "novel": [_share(a for a in answers if a.picture.truth == new) for answers in (result.before, result.after)],
         "per_class": _per_class(result),
-        "stream": {"sent": len(result.stream), "during": result.during_update, "failed": failed,
-                   "by_model": _by_model(result.stream), **_requests(result)},
+        "stream": {
+            "sent": len(result.stream),
+            "during": result.during_update,
+            "failed": failed,
+            "by_model": _by_model(result.stream),
+            **_requests(result),
+        },
         "runs": [_run(run) for run in result.runs],
         "pictures": _pictures(result),
         "broken": [
-            {"name": a.picture.name, "bytes": len(a.picture.data), "status": a.row["status"] if a.row else "no row",
-             "reason": (a.row or {}).get("reason", "")}
+            {
+                "name": a.picture.name,
+                "bytes": len(a.picture.data),
+                "status": a.row["status"] if a.row else "no row",
+                "reason": (a.row or {}).get("reason", ""),
+            }
             for a in result.broken
         ],
         "steps": _timeline(steps),
@@ -100,9 +112,12 @@ def _share(answers: Any) -> dict[str, Any]:
 def _per_class(result: Result) -> list[dict[str, Any]]:
     names = [*result.collection.first, result.collection.new]
     return [
-        {"name": name, "is_new": name == result.collection.new,
-         "before": _share(a for a in result.before if a.picture.truth == name),
-         "after": _share(a for a in result.after if a.picture.truth == name)}
+        {
+            "name": name,
+            "is_new": name == result.collection.new,
+            "before": _share(a for a in result.before if a.picture.truth == name),
+            "after": _share(a for a in result.after if a.picture.truth == name),
+        }
         for name in names
     ]
 
@@ -150,8 +165,14 @@ def _pictures(result: Result) -> list[dict[str, Any]]:
         for first in (a for a in result.before if a.picture.truth == name):
             second = after.get((first.picture.truth, first.picture.name))
             last = second or first
-            cards.append({"thumbnail": thumbnail(first.picture.data), "key": last.key, "right": last.right,
-                          "answers": [_answer("before", first), *([_answer("after", second)] if second else [])]})
+            cards.append(
+                {
+                    "thumbnail": thumbnail(first.picture.data),
+                    "key": last.key,
+                    "right": last.right,
+                    "answers": [_answer("before", first), *([_answer("after", second)] if second else [])],
+                }
+            )
         if cards:
             shown.append({"name": name, "is_new": name == result.collection.new, "cards": cards})
     return shown
@@ -177,7 +198,12 @@ def _timeline(steps: Sequence[Step]) -> list[dict[str, Any]]:
     start = steps[0].began
     whole = max((step.began + (step.seconds or 0.0) for step in steps), default=start) - start or 1.0
     return [
-        {"title": step.title, "seconds": step.seconds or 0.0, "failed": step.failed,
-         "left": round(100 * (step.began - start) / whole, 2), "width": round(100 * (step.seconds or 0.0) / whole, 2)}
+        {
+            "title": step.title,
+            "seconds": step.seconds or 0.0,
+            "failed": step.failed,
+            "left": round(100 * (step.began - start) / whole, 2),
+            "width": round(100 * (step.seconds or 0.0) / whole, 2),
+        }
         for step in steps
     ]

@@ -327,7 +327,7 @@ The stack stays up at {aws.endpoint_url} until 'make down'. To use it from any s
   aws dynamodb query --table-name {table} --index-name for-review \\
       --key-condition-expression 'review = :r' --expression-attribute-values '{review}'
   aws s3 cp my-dogs/ s3://{loop.bucket}/labelled/my-dogs/ --recursive
-  aws stepfunctions list-executions --state-machine-arn {loop.outputs['RetrainStateMachineArn']}
+  aws stepfunctions list-executions --state-machine-arn {loop.outputs["RetrainStateMachineArn"]}
 """
 
 

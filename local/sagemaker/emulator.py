@@ -62,12 +62,15 @@ def role_environment(role_arn: str, resource_arn: str) -> dict[str, str]:
     key = f"ASIA{digest[:16].upper()}"
     secret = hashlib.sha256(f"secret:{digest}".encode()).hexdigest()
     token = hashlib.sha256(f"token:{digest}".encode()).hexdigest()
-    sts.register_session(key, {
-        "Arn": f"arn:aws:sts::{account()}:assumed-role/{role_name}/SageMaker",
-        "UserId": f"{role_name}:SageMaker",
-        "SecretAccessKey": secret,
-        "SessionToken": token,
-    })
+    sts.register_session(
+        key,
+        {
+            "Arn": f"arn:aws:sts::{account()}:assumed-role/{role_name}/SageMaker",
+            "UserId": f"{role_name}:SageMaker",
+            "SecretAccessKey": secret,
+            "SessionToken": token,
+        },
+    )
     return environment | {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
 
 

@@ -96,10 +96,19 @@ class Endpoints:
         if request.get("DeploymentConfig"):
             self._check_deployment(request["DeploymentConfig"], request["EndpointConfigName"])
         created = now()
-        endpoint = record(KIND, name, endpoint_arn, EndpointName=name, EndpointArn=endpoint_arn,
-                          EndpointConfigName=request["EndpointConfigName"], EndpointStatus="Creating",
-                          CreationTime=created, LastModifiedTime=created,
-                          LastDeploymentConfig=request.get("DeploymentConfig"), _tags=request.get("Tags", []))
+        endpoint = record(
+            KIND,
+            name,
+            endpoint_arn,
+            EndpointName=name,
+            EndpointArn=endpoint_arn,
+            EndpointConfigName=request["EndpointConfigName"],
+            EndpointStatus="Creating",
+            CreationTime=created,
+            LastModifiedTime=created,
+            LastDeploymentConfig=request.get("DeploymentConfig"),
+            _tags=request.get("Tags", []),
+        )
         self.store.save(endpoint)
         self._start(endpoint, self._create(endpoint))
         return {"EndpointArn": endpoint_arn}
@@ -147,19 +156,26 @@ class Endpoints:
         shown = []
         for variant in fleet.variants:
             config = self.store.find("endpoint-config", fleet.config_name) or {"ProductionVariants": []}
-            model = next((item["ModelName"] for item in config["ProductionVariants"]
-                          if item["VariantName"] == variant.name), "")
+            model = next(
+                (item["ModelName"] for item in config["ProductionVariants"] if item["VariantName"] == variant.name), ""
+            )
             images = []
             if model and self.store.find("model", model):
                 image = self.registry.model_container(model)[0].get("Image", "")
                 images = [{"SpecifiedImage": image, "ResolvedImage": image, "ResolutionTime": now()}]
-            entry = {"VariantName": variant.name, "DeployedImages": images, "CurrentWeight": variant.weight,
-                     "DesiredWeight": variant.weight}
+            entry = {
+                "VariantName": variant.name,
+                "DeployedImages": images,
+                "CurrentWeight": variant.weight,
+                "DesiredWeight": variant.weight,
+            }
             if variant.serverless:
                 entry |= {"CurrentServerlessConfig": variant.serverless, "DesiredServerlessConfig": variant.serverless}
             else:
-                entry |= {"CurrentInstanceCount": len(variant.instances),
-                          "DesiredInstanceCount": len(variant.instances)}
+                entry |= {
+                    "CurrentInstanceCount": len(variant.instances),
+                    "DesiredInstanceCount": len(variant.instances),
+                }
             shown.append(entry)
         return shown
 
@@ -169,8 +185,9 @@ class Endpoints:
         log_group = f"/aws/sagemaker/Endpoints/{endpoint['EndpointName']}"
         folder = self.work.settings.state_dir / "endpoints" / emulator.account() / emulator.region() / endpoint["_name"]
         folder.mkdir(parents=True, exist_ok=True)
-        counts = [1 if "ServerlessConfig" in item else item["InitialInstanceCount"]
-                  for item in config["ProductionVariants"]]
+        counts = [
+            1 if "ServerlessConfig" in item else item["InitialInstanceCount"] for item in config["ProductionVariants"]
+        ]
         variants = []
         for definition, count in zip(config["ProductionVariants"], counts, strict=True):
             container, role = self.registry.model_container(definition["ModelName"])
@@ -179,8 +196,15 @@ class Endpoints:
             argv = serving_command(container["Image"], self.work.settings.checkout)
             env = serving_environment(container, model, role_environment, sum(counts))
             instances = [
-                Instance(self.work, argv, env, folder, log_group,
-                         f"{definition['VariantName']}/i-{uuid.uuid4().hex[:17]}", model)
+                Instance(
+                    self.work,
+                    argv,
+                    env,
+                    folder,
+                    log_group,
+                    f"{definition['VariantName']}/i-{uuid.uuid4().hex[:17]}",
+                    model,
+                )
                 for _ in range(count)
             ]
             variants.append(Variant(definition, instances))
@@ -213,8 +237,12 @@ class Endpoints:
     async def listing(self, request: dict) -> dict:
         """ListEndpoints."""
         found, token = page(self.store.all(KIND), request, "EndpointName", "EndpointStatus")
-        return {"Endpoints": [*summaries(found, "EndpointName", "EndpointArn", "CreationTime", "LastModifiedTime",
-                                         "EndpointStatus")], "NextToken": token}
+        return {
+            "Endpoints": [
+                *summaries(found, "EndpointName", "EndpointArn", "CreationTime", "LastModifiedTime", "EndpointStatus")
+            ],
+            "NextToken": token,
+        }
 
     async def delete(self, request: dict) -> dict:
         """DeleteEndpoint: drains in the background, and the name is free when that is done."""
@@ -242,15 +270,22 @@ class Endpoints:
 
     async def update(self, request: dict) -> dict:
         """UpdateEndpoint: a new fleet beside the old one, traffic shifted as DeploymentConfig says."""
-        refuse(request, "UpdateEndpoint", "EndpointName", "EndpointConfigName", "DeploymentConfig",
-               "RetainDeploymentConfig")
+        refuse(
+            request,
+            "UpdateEndpoint",
+            "EndpointName",
+            "EndpointConfigName",
+            "DeploymentConfig",
+            "RetainDeploymentConfig",
+        )
         endpoint = self._get(request)
         config_name = request["EndpointConfigName"]
         self.registry.config(config_name)
         if endpoint["EndpointStatus"] not in ("InService", "Failed") or endpoint["_arn"] not in self.traffic:
             if endpoint["EndpointStatus"] == "Failed":
-                raise ValidationException(f'Cannot update endpoint "{endpoint["_arn"]}" because it is in status '
-                                          "Failed.")
+                raise ValidationException(
+                    f'Cannot update endpoint "{endpoint["_arn"]}" because it is in status Failed.'
+                )
             raise ValidationException(f'Cannot update in-progress endpoint "{endpoint["_arn"]}".')
         deployment = request.get("DeploymentConfig") or {}
         if request.get("RetainDeploymentConfig") and not deployment:
@@ -258,8 +293,11 @@ class Endpoints:
         if deployment:
             self._check_deployment(deployment, config_name)
         endpoint["LastDeploymentConfig"] = deployment or default_deployment()
-        endpoint["PendingDeploymentSummary"] = {"EndpointConfigName": config_name, "StartTime": now(),
-                                                "ProductionVariants": []}
+        endpoint["PendingDeploymentSummary"] = {
+            "EndpointConfigName": config_name,
+            "StartTime": now(),
+            "ProductionVariants": [],
+        }
         self._become(endpoint, "Updating")
         self._start(endpoint, self._update(endpoint, config_name, endpoint["LastDeploymentConfig"]))
         return {"EndpointArn": endpoint["_arn"]}
@@ -270,8 +308,11 @@ class Endpoints:
         if any("ServerlessConfig" in variant for variant in variants):
             raise ValidationException("DeploymentConfig is not supported for serverless endpoints.")
         alarms = deployment.get("AutoRollbackConfiguration", {}).get("Alarms", [])
-        missing = [name for name, state in emulator.alarm_states(item.get("AlarmName", "") for item in alarms).items()
-                   if state is None]
+        missing = [
+            name
+            for name, state in emulator.alarm_states(item.get("AlarmName", "") for item in alarms).items()
+            if state is None
+        ]
         if missing:
             raise ValidationException(f"The following CloudWatch alarms could not be found: {missing}.")
         policy = deployment.get("BlueGreenUpdatePolicy")
@@ -286,14 +327,17 @@ class Endpoints:
         total = sum(variant["InitialInstanceCount"] for variant in variants)
         percent = size["Value"] if size["Type"] == "CAPACITY_PERCENT" else 100 * size["Value"] / total
         if percent > MAX_CANARY_PERCENT:
-            raise ValidationException(f"{member} must be less than or equal to {MAX_CANARY_PERCENT}% of the variant's "
-                                      f"total instance count, found {size['Value']} of {total} instances."
-                                      if size["Type"] == "INSTANCE_COUNT" else
-                                      f"{member} must be less than or equal to {MAX_CANARY_PERCENT}%, found "
-                                      f"{size['Value']}%.")
+            raise ValidationException(
+                f"{member} must be less than or equal to {MAX_CANARY_PERCENT}% of the variant's "
+                f"total instance count, found {size['Value']} of {total} instances."
+                if size["Type"] == "INSTANCE_COUNT"
+                else f"{member} must be less than or equal to {MAX_CANARY_PERCENT}%, found {size['Value']}%."
+            )
         if routing["Type"] == "LINEAR" and percent < LINEAR_PERCENT[0]:
-            raise ValidationException(f"LinearStepSize must be at least {LINEAR_PERCENT[0]}% of the variant's total "
-                                      f"instance count, found {percent:g}%.")
+            raise ValidationException(
+                f"LinearStepSize must be at least {LINEAR_PERCENT[0]}% of the variant's total "
+                f"instance count, found {percent:g}%."
+            )
 
     async def _update(self, endpoint: Record, config_name: str, deployment: dict) -> None:
         traffic = self.traffic[endpoint["_arn"]]
@@ -341,14 +385,18 @@ class Endpoints:
         while True:
             ringing = [name for name, state in emulator.alarm_states(alarms).items() if state == "ALARM"]
             if ringing:
-                raise RolledBack("The endpoint update was rolled back because the following CloudWatch alarms went "
-                                 f"into ALARM state: {', '.join(ringing)}.")
+                raise RolledBack(
+                    "The endpoint update was rolled back because the following CloudWatch alarms went "
+                    f"into ALARM state: {', '.join(ringing)}."
+                )
             left = end - time.monotonic()
             if left <= 0:
                 return
             if time.monotonic() > deadline:
-                raise RolledBack("The endpoint update was rolled back because it did not end within "
-                                 "MaximumExecutionTimeoutInSeconds.")
+                raise RolledBack(
+                    "The endpoint update was rolled back because it did not end within "
+                    "MaximumExecutionTimeoutInSeconds."
+                )
             await asyncio.sleep(min(left, ALARM_INTERVAL))
 
     # Runtime
@@ -361,8 +409,10 @@ class Endpoints:
             raise ValidationError(f"Endpoint {name} of account {emulator.account()} not found.")
         traffic = self.traffic.get(endpoint["_arn"])
         if traffic is None:
-            raise ValidationError(f"Endpoint {name} of account {emulator.account()} is not in service (status "
-                                  f"{endpoint['EndpointStatus']}).")
+            raise ValidationError(
+                f"Endpoint {name} of account {emulator.account()} is not in service (status "
+                f"{endpoint['EndpointStatus']})."
+            )
         variant = self._variant(traffic.choose(), headers.get("x-amzn-sagemaker-target-variant"))
         limit = SERVERLESS_BODY_LIMIT if variant.serverless else REAL_TIME_BODY_LIMIT
         if len(body) > limit:
@@ -377,8 +427,10 @@ class Endpoints:
         self._record(name, variant.name, status, latency, time.perf_counter() - began - latency)
         if not 200 <= status < 300:
             raise self._model_error(name, status, answer)
-        out = {"Content-Type": answer_headers.get("content-type", "application/octet-stream"),
-               "x-Amzn-Invoked-Production-Variant": variant.name}
+        out = {
+            "Content-Type": answer_headers.get("content-type", "application/octet-stream"),
+            "x-Amzn-Invoked-Production-Variant": variant.name,
+        }
         if attributes := answer_headers.get("x-amzn-sagemaker-custom-attributes"):
             out["X-Amzn-SageMaker-Custom-Attributes"] = attributes
         return 200, out, answer
@@ -436,8 +488,10 @@ class Endpoints:
             f'Received {side} error ({status}) from primary with message "{original}". See '
             f"https://{region}.console.aws.amazon.com/cloudwatch/home?region={region}#logEventViewer:group={group} in "
             f"account {emulator.account()} for more information.",
-            OriginalStatusCode=status, OriginalMessage=original,
-            LogStreamArn=f"arn:aws:logs:{region}:{emulator.account()}:log-group:{group}")
+            OriginalStatusCode=status,
+            OriginalMessage=original,
+            LogStreamArn=f"arn:aws:logs:{region}:{emulator.account()}:log-group:{group}",
+        )
 
     def recover(self) -> None:
         """After a restart: endpoints that were in service, or on the way, are brought up with what they last served."""
@@ -453,9 +507,12 @@ class Endpoints:
 
 def default_deployment() -> dict:
     """What UpdateEndpoint does without a DeploymentConfig."""
-    return {"BlueGreenUpdatePolicy": {
-        "TrafficRoutingConfiguration": {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": 0},
-        "TerminationWaitInSeconds": 0}}
+    return {
+        "BlueGreenUpdatePolicy": {
+            "TrafficRoutingConfiguration": {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": 0},
+            "TerminationWaitInSeconds": 0,
+        }
+    }
 
 
 def steps(policy: dict, instances: int) -> list[tuple[float, float]]:
@@ -480,5 +537,3 @@ def steps(policy: dict, instances: int) -> list[tuple[float, float]]:
         return [(portion, wait), (1.0, last)]
     count = math.ceil(1 / portion - 1e-9)
     return [(min(1.0, portion * step), wait if step < count else last) for step in range(1, count + 1)]
-
-

@@ -58,8 +58,9 @@ class Connection:
         fresh = time.monotonic() - self.idle_since < IDLE_LIMIT
         return fresh and not self.reader.at_eof() and not self.writer.is_closing()
 
-    async def request(self, method: str, path: str, headers: dict[str, str],
-                      body: bytes) -> tuple[int, dict, bytes, bool]:
+    async def request(
+        self, method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, dict, bytes, bool]:
         """One exchange: (status, headers in lower case, body, whether the connection may be kept)."""
         lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -104,8 +105,9 @@ class Connection:
 class Instance:
     """One server process, kept alive until it is stopped."""
 
-    def __init__(self, work: Work, argv: list[str], env: dict[str, str], folder: Path, log_group: str, stream: str,
-                 cwd: Path) -> None:
+    def __init__(
+        self, work: Work, argv: list[str], env: dict[str, str], folder: Path, log_group: str, stream: str, cwd: Path
+    ) -> None:
         self.work, self.argv, self.env, self.cwd = work, argv, env, cwd
         self.log = folder / f"{stream.replace('/', '-')}.log"
         self.log_group, self.stream = log_group, stream
@@ -263,7 +265,9 @@ class Fleet:
                         raise HealthError(
                             f"The primary container for production variant {variant.name} did not pass the ping "
                             "health check. Please check CloudWatch logs for this endpoint."
-                            + (f" ({instance.failure})" if instance.failure else "") + last_lines(instance.log))
+                            + (f" ({instance.failure})" if instance.failure else "")
+                            + last_lines(instance.log)
+                        )
                     await asyncio.sleep(0.05)
 
     async def stop(self, drain: float, grace: float) -> None:
@@ -279,14 +283,22 @@ def serving_command(image: str, checkout: Path) -> list[str]:
     return [sys.executable, str(checkout / match["folder"]), "serve"]
 
 
-def serving_environment(container: dict, model: Path, role_environment: dict[str, str],
-                        instances: int) -> dict[str, str]:
+def serving_environment(
+    container: dict, model: Path, role_environment: dict[str, str], instances: int
+) -> dict[str, str]:
     """The environment of a server, but for its port. `/opt/ml/model` is the folder where the model was unpacked."""
     threads = max(1, (os.cpu_count() or 1) // max(1, instances))
-    own = {name: str(model) + value.removeprefix("/opt/ml/model") if value.startswith("/opt/ml/model") else value
-           for name, value in container.get("Environment", {}).items()}
-    return (base_environment() | role_environment | {"OMP_NUM_THREADS": str(threads)} | own
-            | {"MODEL_DIR": own.get("MODEL_DIR", str(model))})
+    own = {
+        name: str(model) + value.removeprefix("/opt/ml/model") if value.startswith("/opt/ml/model") else value
+        for name, value in container.get("Environment", {}).items()
+    }
+    return (
+        base_environment()
+        | role_environment
+        | {"OMP_NUM_THREADS": str(threads)}
+        | own
+        | {"MODEL_DIR": own.get("MODEL_DIR", str(model))}
+    )
 
 
 def free_port() -> int:

@@ -94,8 +94,15 @@ class Work:
         finally:
             self.slots.release()
 
-    async def run(self, container: Container, argv: list[str], env: dict[str, str], cwd: Path, max_runtime: float,
-                  stop: asyncio.Event) -> Outcome:
+    async def run(
+        self,
+        container: Container,
+        argv: list[str],
+        env: dict[str, str],
+        cwd: Path,
+        max_runtime: float,
+        stop: asyncio.Event,
+    ) -> Outcome:
         """Runs a job's process to its end, its stop or its time limit."""
         try:
             process = await self.processes.spawn(argv, env, cwd, container.log, preload=True)
@@ -202,8 +209,10 @@ def check_metric_definitions(definitions: list[dict]) -> None:
 def check_role(role_arn: str) -> None:
     """Raises ValidationException, as AWS does, for a role that is not there."""
     if not emulator.role_exists(role_arn):
-        raise ValidationException(f"Could not assume role {role_arn}. Please ensure that the role exists and allows "
-                                  "principal 'sagemaker.amazonaws.com' to assume the role.")
+        raise ValidationException(
+            f"Could not assume role {role_arn}. Please ensure that the role exists and allows "
+            "principal 'sagemaker.amazonaws.com' to assume the role."
+        )
 
 
 def refuse(request: dict, what: str, *supported: str) -> None:

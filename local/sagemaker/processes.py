@@ -19,8 +19,20 @@ from .settings import Settings
 logger = logging.getLogger(__name__)
 WARDEN = Path(__file__).with_name("warden.py")
 # What a job sees of the emulator's own environment: what it needs to find programs and caches, and no credentials.
-INHERITED = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "TORCH_HOME",
-             "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+INHERITED = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "TZ",
+    "VIRTUAL_ENV",
+    "LD_LIBRARY_PATH",
+    "TORCH_HOME",
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+)
 
 
 def base_environment() -> dict[str, str]:
@@ -103,7 +115,10 @@ class Processes:
         environment = base_environment() | {"OMP_NUM_THREADS": str(self.settings.threads_per_job)}
         self._warden = subprocess.Popen(
             [sys.executable, str(WARDEN), str(theirs.fileno()), ",".join(self.settings.preload)],
-            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment, start_new_session=True,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
         )
         theirs.close()
         reader, self._writer = await asyncio.open_connection(sock=ours)

@@ -52,11 +52,15 @@ class ProcessingJobs:
         job_arn = arn(KIND, name)
         self._check(request)
         if self.store.find(KIND, name):
-            raise ResourceInUse("Job name must be unique within an AWS account and region, and a job with this name "
-                                f"already exists ({job_arn})")
+            raise ResourceInUse(
+                "Job name must be unique within an AWS account and region, and a job with this name "
+                f"already exists ({job_arn})"
+            )
         created = now()
         job = record(
-            KIND, name, job_arn,
+            KIND,
+            name,
+            job_arn,
             **{key: value for key, value in request.items() if key != "Tags"},
             ProcessingJobArn=job_arn,
             ProcessingJobStatus="InProgress",
@@ -71,13 +75,25 @@ class ProcessingJobs:
         return {"ProcessingJobArn": job_arn}
 
     def _check(self, request: dict) -> None:
-        refuse(request, "CreateProcessingJob", "ProcessingInputs", "ProcessingOutputConfig", "ProcessingJobName",
-               "ProcessingResources", "StoppingCondition", "AppSpecification", "Environment", "NetworkConfig",
-               "RoleArn", "Tags")
+        refuse(
+            request,
+            "CreateProcessingJob",
+            "ProcessingInputs",
+            "ProcessingOutputConfig",
+            "ProcessingJobName",
+            "ProcessingResources",
+            "StoppingCondition",
+            "AppSpecification",
+            "Environment",
+            "NetworkConfig",
+            "RoleArn",
+            "Tags",
+        )
         application = request["AppSpecification"]
         if not LOCAL_IMAGE.match(application["ImageUri"]) and not application.get("ContainerEntrypoint"):
-            raise NotImplementedLocally(f"Running the container image {application['ImageUri']!r} without "
-                                        "ContainerEntrypoint")
+            raise NotImplementedLocally(
+                f"Running the container image {application['ImageUri']!r} without ContainerEntrypoint"
+            )
         one_instance(request["ProcessingResources"]["ClusterConfig"], "ClusterConfig")
         check_role(request["RoleArn"])
         for item in request.get("ProcessingInputs", []):
@@ -100,8 +116,9 @@ class ProcessingJobs:
 
     def _get(self, request: dict) -> Record:
         name = request["ProcessingJobName"]
-        return self.store.get(KIND, name,
-                              lambda: ValidationException(f"Could not find requested job with name: {name}"))
+        return self.store.get(
+            KIND, name, lambda: ValidationException(f"Could not find requested job with name: {name}")
+        )
 
     async def describe(self, request: dict) -> dict:
         """DescribeProcessingJob."""
@@ -110,16 +127,30 @@ class ProcessingJobs:
     async def listing(self, request: dict) -> dict:
         """ListProcessingJobs."""
         jobs, token = page(self.store.all(KIND), request, "ProcessingJobName", "ProcessingJobStatus")
-        return {"ProcessingJobSummaries": [*summaries(jobs, "ProcessingJobName", "ProcessingJobArn", "CreationTime",
-                                                      "ProcessingEndTime", "LastModifiedTime", "ProcessingJobStatus",
-                                                      "FailureReason", "ExitMessage")], "NextToken": token}
+        return {
+            "ProcessingJobSummaries": [
+                *summaries(
+                    jobs,
+                    "ProcessingJobName",
+                    "ProcessingJobArn",
+                    "CreationTime",
+                    "ProcessingEndTime",
+                    "LastModifiedTime",
+                    "ProcessingJobStatus",
+                    "FailureReason",
+                    "ExitMessage",
+                )
+            ],
+            "NextToken": token,
+        }
 
     async def stop(self, request: dict) -> dict:
         """StopProcessingJob."""
         job = self._get(request)
         if job["ProcessingJobStatus"] in ENDED:
-            raise ValidationException("The request was rejected because the processing job is in status "
-                                      f"{job['ProcessingJobStatus']}.")
+            raise ValidationException(
+                f"The request was rejected because the processing job is in status {job['ProcessingJobStatus']}."
+            )
         if job["ProcessingJobStatus"] == "InProgress":
             self._become(job, "Stopping")
             self.controls[job["ProcessingJobArn"]].stop.set()
@@ -158,8 +189,11 @@ class ProcessingJobs:
         if control.stop.is_set():
             raise Stopped
         application = job["AppSpecification"]
-        argv, own = container.command(application["ImageUri"], application.get("ContainerEntrypoint", []),
-                                      application.get("ContainerArguments", []))
+        argv, own = container.command(
+            application["ImageUri"],
+            application.get("ContainerEntrypoint", []),
+            application.get("ContainerArguments", []),
+        )
         own |= {"PROCESSING_JOB_NAME": job["ProcessingJobName"], "PROCESSING_JOB_ARN": job["ProcessingJobArn"]}
         own |= {name: container.localised(value) for name, value in job.get("Environment", {}).items()}
         env = base_environment() | {"OMP_NUM_THREADS": str(self.work.settings.threads_per_job)} | role_environment | own
@@ -184,8 +218,10 @@ class ProcessingJobs:
         """The configuration files and the inputs, and empty folders for the outputs. Blocking."""
         cluster = job["ProcessingResources"]["ClusterConfig"]
         container.write_config("processingjobconfig", {key: value for key, value in job.items() if key[0] != "_"})
-        container.write_config("resourceconfig", {"current_host": "algo-1", "hosts": ["algo-1"],
-                                                  "current_instance_type": cluster["InstanceType"]})
+        container.write_config(
+            "resourceconfig",
+            {"current_host": "algo-1", "hosts": ["algo-1"], "current_instance_type": cluster["InstanceType"]},
+        )
         for item in job.get("ProcessingInputs", []):
             source = item["S3Input"]
             transfers.download(source["S3Uri"], source["S3DataType"], container.path(source["LocalPath"]))
@@ -202,5 +238,6 @@ class ProcessingJobs:
         """After a restart: jobs that were at work died with the emulator."""
         for job in self.store.all(KIND):
             if job["ProcessingJobStatus"] not in ENDED:
-                self._become(job, "Failed",
-                             "InternalServerError: The local AWS was stopped while the job ran. Please try again.")
+                self._become(
+                    job, "Failed", "InternalServerError: The local AWS was stopped while the job ran. Please try again."
+                )

@@ -23,8 +23,17 @@ class Registry:
 
     async def create_model(self, request: dict) -> dict:
         """CreateModel."""
-        refuse(request, "CreateModel", "ModelName", "PrimaryContainer", "Containers", "ExecutionRoleArn", "Tags",
-               "VpcConfig", "EnableNetworkIsolation")
+        refuse(
+            request,
+            "CreateModel",
+            "ModelName",
+            "PrimaryContainer",
+            "Containers",
+            "ExecutionRoleArn",
+            "Tags",
+            "VpcConfig",
+            "EnableNetworkIsolation",
+        )
         name = request["ModelName"]
         model_arn = arn(MODEL, name)
         if self.store.find(MODEL, name):
@@ -42,18 +51,36 @@ class Registry:
             raise ValidationException("You must specify ExecutionRoleArn.")
         check_role(role)
         await self._check_container(self.container(primary), role, model_arn)
-        self.store.save(record(MODEL, name, model_arn, **without_tags(request), ModelArn=model_arn, CreationTime=now(),
-                               _tags=request.get("Tags", [])))
+        self.store.save(
+            record(
+                MODEL,
+                name,
+                model_arn,
+                **without_tags(request),
+                ModelArn=model_arn,
+                CreationTime=now(),
+                _tags=request.get("Tags", []),
+            )
+        )
         return {"ModelArn": model_arn}
 
     async def _check_container(self, container: dict, role: str, model_arn: str) -> None:
-        refuse(container, "PrimaryContainer", "Image", "ModelDataUrl", "Environment", "ContainerHostname", "Mode",
-               "ModelPackageName")
+        refuse(
+            container,
+            "PrimaryContainer",
+            "Image",
+            "ModelDataUrl",
+            "Environment",
+            "ContainerHostname",
+            "Mode",
+            "ModelPackageName",
+        )
         image = container.get("Image", "")
         local = LOCAL_IMAGE.match(image)
         if not local:
-            raise NotImplementedLocally(f"Serving from the container image {image!r} (local/<folder>:<tag> are the "
-                                        "images of this machine)")
+            raise NotImplementedLocally(
+                f"Serving from the container image {image!r} (local/<folder>:<tag> are the images of this machine)"
+            )
         if not (self.work.settings.checkout / local["folder"]).exists():
             raise ValidationException(f"Requested image {image} not found.")
         if url := container.get("ModelDataUrl"):
@@ -63,7 +90,8 @@ class Registry:
                     f'Could not access model data at {url}. Please ensure that the role "{role}" exists and that its '
                     'trust relationship policy allows the action "sts:AssumeRole" for the service principal '
                     '"sagemaker.amazonaws.com". Also ensure that the role has "s3:GetObject" permissions and that the '
-                    f"object is located in {emulator.region()}.")
+                    f"object is located in {emulator.region()}."
+                )
 
     def container(self, definition: dict) -> dict:
         """A container definition with what its model package says, if it names one."""
@@ -101,8 +129,17 @@ class Registry:
 
     async def create_config(self, request: dict) -> dict:
         """CreateEndpointConfig."""
-        refuse(request, "CreateEndpointConfig", "EndpointConfigName", "ProductionVariants", "Tags", "KmsKeyId",
-               "ExecutionRoleArn", "VpcConfig", "EnableNetworkIsolation")
+        refuse(
+            request,
+            "CreateEndpointConfig",
+            "EndpointConfigName",
+            "ProductionVariants",
+            "Tags",
+            "KmsKeyId",
+            "ExecutionRoleArn",
+            "VpcConfig",
+            "EnableNetworkIsolation",
+        )
         name = request["EndpointConfigName"]
         config_arn = arn(CONFIG, name)
         if self.store.find(CONFIG, name):
@@ -112,10 +149,22 @@ class Registry:
         if len(set(names)) < len(names):
             raise ValidationException("Variant names must be unique within an endpoint configuration.")
         for variant in variants:
-            refuse(variant, "ProductionVariants", "VariantName", "ModelName", "InitialInstanceCount", "InstanceType",
-                   "InitialVariantWeight", "ServerlessConfig", "ModelDataDownloadTimeoutInSeconds",
-                   "ContainerStartupHealthCheckTimeoutInSeconds", "VolumeSizeInGB", "EnableSSMAccess",
-                   "RoutingConfig", "InferenceAmiVersion")
+            refuse(
+                variant,
+                "ProductionVariants",
+                "VariantName",
+                "ModelName",
+                "InitialInstanceCount",
+                "InstanceType",
+                "InitialVariantWeight",
+                "ServerlessConfig",
+                "ModelDataDownloadTimeoutInSeconds",
+                "ContainerStartupHealthCheckTimeoutInSeconds",
+                "VolumeSizeInGB",
+                "EnableSSMAccess",
+                "RoutingConfig",
+                "InferenceAmiVersion",
+            )
             if "ModelName" not in variant:
                 raise NotImplementedLocally("A production variant without ModelName (inference components)")
             self._model(variant)
@@ -124,12 +173,22 @@ class Registry:
                 if len(variants) > 1:
                     raise ValidationException("A serverless endpoint can have one production variant only.")
             elif not variant.get("InstanceType") or not variant.get("InitialInstanceCount"):
-                raise ValidationException("You must specify InstanceType and InitialInstanceCount for the variant "
-                                          f"{variant['VariantName']!r}, or a ServerlessConfig.")
+                raise ValidationException(
+                    "You must specify InstanceType and InitialInstanceCount for the variant "
+                    f"{variant['VariantName']!r}, or a ServerlessConfig."
+                )
         stored = [{"InitialVariantWeight": 1.0} | variant for variant in variants]
-        self.store.save(record(CONFIG, name, config_arn,
-                               **(without_tags(request) | {"ProductionVariants": stored}),
-                               EndpointConfigArn=config_arn, CreationTime=now(), _tags=request.get("Tags", [])))
+        self.store.save(
+            record(
+                CONFIG,
+                name,
+                config_arn,
+                **(without_tags(request) | {"ProductionVariants": stored}),
+                EndpointConfigArn=config_arn,
+                CreationTime=now(),
+                _tags=request.get("Tags", []),
+            )
+        )
         return {"EndpointConfigArn": config_arn}
 
     def config(self, name: str) -> Record:
@@ -143,8 +202,10 @@ class Registry:
     async def list_configs(self, request: dict) -> dict:
         """ListEndpointConfigs."""
         configs, token = page(self.store.all(CONFIG), request, "EndpointConfigName")
-        return {"EndpointConfigs": [*summaries(configs, "EndpointConfigName", "EndpointConfigArn", "CreationTime")],
-                "NextToken": token}
+        return {
+            "EndpointConfigs": [*summaries(configs, "EndpointConfigName", "EndpointConfigArn", "CreationTime")],
+            "NextToken": token,
+        }
 
     async def delete_config(self, request: dict) -> dict:
         """DeleteEndpointConfig."""
@@ -163,8 +224,9 @@ class Registry:
     def _package(self, name: str) -> Record:
         found = self.store.by_arn(name)
         if found is None or found["_kind"] != PACKAGE:
-            raise ValidationException(f"ModelPackage {name if name.startswith('arn:') else arn(PACKAGE, name)} does "
-                                      "not exist.")
+            raise ValidationException(
+                f"ModelPackage {name if name.startswith('arn:') else arn(PACKAGE, name)} does not exist."
+            )
         return found
 
     async def create_group(self, request: dict) -> dict:
@@ -174,9 +236,20 @@ class Registry:
         group_arn = arn(GROUP, name)
         if self.store.find(GROUP, name):
             raise ValidationException(f"Model Package Group already exists: {group_arn}")
-        self.store.save(record(GROUP, name, group_arn, **without_tags(request), ModelPackageGroupArn=group_arn,
-                               ModelPackageGroupStatus="Completed", CreationTime=now(),
-                               CreatedBy={}, _tags=request.get("Tags", []), _versions=0))
+        self.store.save(
+            record(
+                GROUP,
+                name,
+                group_arn,
+                **without_tags(request),
+                ModelPackageGroupArn=group_arn,
+                ModelPackageGroupStatus="Completed",
+                CreationTime=now(),
+                CreatedBy={},
+                _tags=request.get("Tags", []),
+                _versions=0,
+            )
+        )
         return {"ModelPackageGroupArn": group_arn}
 
     async def describe_group(self, request: dict) -> dict:
@@ -186,25 +259,51 @@ class Registry:
     async def list_groups(self, request: dict) -> dict:
         """ListModelPackageGroups."""
         groups, token = page(self.store.all(GROUP), request, "ModelPackageGroupName")
-        return {"ModelPackageGroupSummaryList": [*summaries(
-            groups, "ModelPackageGroupName", "ModelPackageGroupArn", "ModelPackageGroupDescription", "CreationTime",
-            "ModelPackageGroupStatus")], "NextToken": token}
+        return {
+            "ModelPackageGroupSummaryList": [
+                *summaries(
+                    groups,
+                    "ModelPackageGroupName",
+                    "ModelPackageGroupArn",
+                    "ModelPackageGroupDescription",
+                    "CreationTime",
+                    "ModelPackageGroupStatus",
+                )
+            ],
+            "NextToken": token,
+        }
 
     async def delete_group(self, request: dict) -> dict:
         """DeleteModelPackageGroup: an empty one."""
         group = self._group(request["ModelPackageGroupName"])
         if any(package["ModelPackageGroupName"] == group["_name"] for package in self.store.all(PACKAGE)):
-            raise ConflictException(f"Model package group {group['_arn']} cannot be deleted because it still contains "
-                                    "model packages.")
+            raise ConflictException(
+                f"Model package group {group['_arn']} cannot be deleted because it still contains model packages."
+            )
         self.store.delete(group)
         return {}
 
     async def create_package(self, request: dict) -> dict:
         """CreateModelPackage: a version in a group."""
-        refuse(request, "CreateModelPackage", "ModelPackageGroupName", "ModelPackageDescription",
-               "InferenceSpecification", "ModelApprovalStatus", "MetadataProperties", "ModelMetrics", "ClientToken",
-               "CustomerMetadataProperties", "Domain", "Task", "SamplePayloadUrl", "Tags", "SkipModelValidation",
-               "ModelCard", "SourceUri")
+        refuse(
+            request,
+            "CreateModelPackage",
+            "ModelPackageGroupName",
+            "ModelPackageDescription",
+            "InferenceSpecification",
+            "ModelApprovalStatus",
+            "MetadataProperties",
+            "ModelMetrics",
+            "ClientToken",
+            "CustomerMetadataProperties",
+            "Domain",
+            "Task",
+            "SamplePayloadUrl",
+            "Tags",
+            "SkipModelValidation",
+            "ModelCard",
+            "SourceUri",
+        )
         if "ModelPackageGroupName" not in request:
             raise NotImplementedLocally("A model package outside a model package group")
         group = self._group(request["ModelPackageGroupName"])
@@ -215,12 +314,21 @@ class Registry:
         self.store.save(group)
         members = {"ModelApprovalStatus": "PendingManualApproval"} | without_tags(request)
         members.pop("ClientToken", None)
-        self.store.save(record(
-            PACKAGE, f"{group['_name']}/{version}", package_arn,
-            **(members | {"ModelPackageGroupName": group["_name"]}),
-            ModelPackageVersion=version, ModelPackageArn=package_arn, ModelPackageStatus="Completed",
-            ModelPackageStatusDetails={"ValidationStatuses": [], "ImageScanStatuses": []}, CreationTime=created,
-            CreatedBy={}, _tags=request.get("Tags", [])))
+        self.store.save(
+            record(
+                PACKAGE,
+                f"{group['_name']}/{version}",
+                package_arn,
+                **(members | {"ModelPackageGroupName": group["_name"]}),
+                ModelPackageVersion=version,
+                ModelPackageArn=package_arn,
+                ModelPackageStatus="Completed",
+                ModelPackageStatusDetails={"ValidationStatuses": [], "ImageScanStatuses": []},
+                CreationTime=created,
+                CreatedBy={},
+                _tags=request.get("Tags", []),
+            )
+        )
         return {"ModelPackageArn": package_arn}
 
     async def describe_package(self, request: dict) -> dict:
@@ -238,14 +346,34 @@ class Registry:
         if approval := request.get("ModelApprovalStatus"):
             packages = [package for package in packages if package["ModelApprovalStatus"] == approval]
         found, token = page(packages, request, "ModelPackageGroupName", "ModelPackageStatus")
-        return {"ModelPackageSummaryList": [*summaries(
-            found, "ModelPackageGroupName", "ModelPackageVersion", "ModelPackageArn", "ModelPackageDescription",
-            "CreationTime", "ModelPackageStatus", "ModelApprovalStatus")], "NextToken": token}
+        return {
+            "ModelPackageSummaryList": [
+                *summaries(
+                    found,
+                    "ModelPackageGroupName",
+                    "ModelPackageVersion",
+                    "ModelPackageArn",
+                    "ModelPackageDescription",
+                    "CreationTime",
+                    "ModelPackageStatus",
+                    "ModelApprovalStatus",
+                )
+            ],
+            "NextToken": token,
+        }
 
     async def update_package(self, request: dict) -> dict:
         """UpdateModelPackage: approval, its description, and metadata."""
-        refuse(request, "UpdateModelPackage", "ModelPackageArn", "ModelApprovalStatus", "ApprovalDescription",
-               "CustomerMetadataProperties", "CustomerMetadataPropertiesToRemove", "SourceUri")
+        refuse(
+            request,
+            "UpdateModelPackage",
+            "ModelPackageArn",
+            "ModelApprovalStatus",
+            "ApprovalDescription",
+            "CustomerMetadataProperties",
+            "CustomerMetadataPropertiesToRemove",
+            "SourceUri",
+        )
         package = self._package(request["ModelPackageArn"])
         package |= pick(request, "ModelApprovalStatus", "ApprovalDescription", "SourceUri")
         properties = package.get("CustomerMetadataProperties", {}) | request.get("CustomerMetadataProperties", {})

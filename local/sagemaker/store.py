@@ -106,8 +106,9 @@ def record(kind: str, name: str, resource_arn: str, **members: Any) -> Record:
     return identity | {key: value for key, value in members.items() if value is not None}
 
 
-def page(records: Iterable[Record], request: dict, name: str, status: str = "",
-         default_sort: str = "CreationTime") -> tuple[list[Record], str | None]:
+def page(
+    records: Iterable[Record], request: dict, name: str, status: str = "", default_sort: str = "CreationTime"
+) -> tuple[list[Record], str | None]:
     """Applies the filters, order and paging that SageMaker's List actions share.
 
     `name` and `status` are the members that hold them. Returns (records of this page, next token or None).
@@ -117,16 +118,21 @@ def page(records: Iterable[Record], request: dict, name: str, status: str = "",
         found = [r for r in found if wanted.lower() in r[name].lower()]
     if status and (state := request.get("StatusEquals")):
         found = [r for r in found if r[status] == state]
-    for member, parameter in (("CreationTime", "CreationTime"), ("CreationTime", "Created"),
-                              ("LastModifiedTime", "LastModifiedTime")):
+    for member, parameter in (
+        ("CreationTime", "CreationTime"),
+        ("CreationTime", "Created"),
+        ("LastModifiedTime", "LastModifiedTime"),
+    ):
         if (after := request.get(f"{parameter}After")) is not None:
             found = [r for r in found if r[member] >= seconds(after)]
         if (before := request.get(f"{parameter}Before")) is not None:
             found = [r for r in found if r[member] <= seconds(before)]
     sort = {"Name": name, "Status": status}.get(request.get("SortBy", ""), request.get("SortBy") or default_sort)
     default_order = "Ascending" if request.get("SortBy") == "Name" else "Descending"
-    found.sort(key=lambda r: (r.get(sort) or 0) if sort.endswith("Time") else str(r.get(sort, "")),
-               reverse=request.get("SortOrder", default_order) == "Descending")
+    found.sort(
+        key=lambda r: (r.get(sort) or 0) if sort.endswith("Time") else str(r.get(sort, "")),
+        reverse=request.get("SortOrder", default_order) == "Descending",
+    )
     start = _offset(request.get("NextToken"))
     end = start + int(request.get("MaxResults", 10))
     token = base64.urlsafe_b64encode(str(end).encode()).decode() if end < len(found) else None

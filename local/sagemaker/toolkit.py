@@ -33,8 +33,11 @@ def decoded(hyperparameters: dict[str, str]) -> dict[str, Any]:
 
 def user_hyperparameters(hyperparameters: dict[str, str]) -> dict[str, Any]:
     """Those meant for the script: without the toolkit's own and without the tuner's."""
-    return {name: value for name, value in decoded(hyperparameters).items()
-            if not name.startswith("sagemaker_") and name != "_tuning_objective_metric"}
+    return {
+        name: value
+        for name, value in decoded(hyperparameters).items()
+        if not name.startswith("sagemaker_") and name != "_tuning_objective_metric"
+    }
 
 
 def arguments(values: dict[str, Any]) -> list[str]:
@@ -88,8 +91,9 @@ def environment(container: Container, record: dict, channels: list[str], words: 
         "SM_MODULE_NAME": program.removesuffix(".py"),
         "SM_MODULE_DIR": str(hyperparameters.get(SUBMIT_DIRECTORY, "")),
         "SM_LOG_LEVEL": hyperparameters.get("sagemaker_container_log_level", 20),
-        "SM_FRAMEWORK_PARAMS": {name: value for name, value in hyperparameters.items()
-                                if name.startswith("sagemaker_")},
+        "SM_FRAMEWORK_PARAMS": {
+            name: value for name, value in hyperparameters.items() if name.startswith("sagemaker_")
+        },
         "SM_NUM_CPUS": container.settings.threads_per_job,
         "SM_NUM_GPUS": _gpus(),
         "SM_NUM_NEURONS": 0,

@@ -71,12 +71,16 @@ class TrainingJobs:
         job_arn = arn(KIND, name)
         self._check(request)
         if self.store.find(KIND, name):
-            raise ResourceInUse("Training job names must be unique within an AWS account and region, and a training "
-                                f"job with this name already exists ({job_arn})")
+            raise ResourceInUse(
+                "Training job names must be unique within an AWS account and region, and a training "
+                f"job with this name already exists ({job_arn})"
+            )
         created = now()
         output = request["OutputDataConfig"]["S3OutputPath"].rstrip("/")
         job = record(
-            KIND, name, job_arn,
+            KIND,
+            name,
+            job_arn,
             **{key: value for key, value in request.items() if key != "Tags"},
             **tuning,
             TrainingJobArn=job_arn,
@@ -96,21 +100,52 @@ class TrainingJobs:
         return job
 
     def _check(self, request: dict) -> None:
-        refuse(request, "CreateTrainingJob", "TrainingJobName", "HyperParameters", "AlgorithmSpecification", "RoleArn",
-               "InputDataConfig", "OutputDataConfig", "ResourceConfig", "StoppingCondition", "Tags", "CheckpointConfig",
-               "DebugHookConfig", "ProfilerConfig", "Environment", "VpcConfig", "EnableNetworkIsolation",
-               "EnableInterContainerTrafficEncryption", "EnableManagedSpotTraining")
+        refuse(
+            request,
+            "CreateTrainingJob",
+            "TrainingJobName",
+            "HyperParameters",
+            "AlgorithmSpecification",
+            "RoleArn",
+            "InputDataConfig",
+            "OutputDataConfig",
+            "ResourceConfig",
+            "StoppingCondition",
+            "Tags",
+            "CheckpointConfig",
+            "DebugHookConfig",
+            "ProfilerConfig",
+            "Environment",
+            "VpcConfig",
+            "EnableNetworkIsolation",
+            "EnableInterContainerTrafficEncryption",
+            "EnableManagedSpotTraining",
+        )
         algorithm = request.get("AlgorithmSpecification", {})
-        refuse(algorithm, "AlgorithmSpecification", "TrainingImage", "TrainingInputMode", "MetricDefinitions",
-               "EnableSageMakerMetricsTimeSeries", "ContainerEntrypoint", "ContainerArguments")
+        refuse(
+            algorithm,
+            "AlgorithmSpecification",
+            "TrainingImage",
+            "TrainingInputMode",
+            "MetricDefinitions",
+            "EnableSageMakerMetricsTimeSeries",
+            "ContainerEntrypoint",
+            "ContainerArguments",
+        )
         image = algorithm.get("TrainingImage", "")
         if not image:
-            raise ValidationException("You must specify either a TrainingImage or an AlgorithmName in "
-                                      "AlgorithmSpecification.")
-        if not (LOCAL_IMAGE.match(image) or toolkit.is_script_mode(request.get("HyperParameters", {}))
-                or algorithm.get("ContainerEntrypoint")):
-            raise NotImplementedLocally(f"Running the container image {image!r} without script mode "
-                                        "(hyperparameter sagemaker_program) or ContainerEntrypoint")
+            raise ValidationException(
+                "You must specify either a TrainingImage or an AlgorithmName in AlgorithmSpecification."
+            )
+        if not (
+            LOCAL_IMAGE.match(image)
+            or toolkit.is_script_mode(request.get("HyperParameters", {}))
+            or algorithm.get("ContainerEntrypoint")
+        ):
+            raise NotImplementedLocally(
+                f"Running the container image {image!r} without script mode "
+                "(hyperparameter sagemaker_program) or ContainerEntrypoint"
+            )
         check_metric_definitions(algorithm.get("MetricDefinitions", []))
         check_role(request["RoleArn"])
         if not request.get("ResourceConfig"):
@@ -120,8 +155,16 @@ class TrainingJobs:
         if len(set(names)) < len(names):
             raise ValidationException("Channel names in InputDataConfig must be unique.")
         for channel in request.get("InputDataConfig", []):
-            refuse(channel, "InputDataConfig", "ChannelName", "DataSource", "ContentType", "CompressionType",
-                   "RecordWrapperType", "InputMode")
+            refuse(
+                channel,
+                "InputDataConfig",
+                "ChannelName",
+                "DataSource",
+                "ContentType",
+                "CompressionType",
+                "RecordWrapperType",
+                "InputMode",
+            )
             refuse(channel["DataSource"], "DataSource", "S3DataSource")
             s3_source(channel["DataSource"]["S3DataSource"], "S3DataSource")
             if channel.get("CompressionType", "None") != "None" or channel.get("RecordWrapperType", "None") != "None":
@@ -134,22 +177,36 @@ class TrainingJobs:
         return self._get(request)
 
     def _get(self, request: dict) -> Record:
-        return self.store.get(KIND, request["TrainingJobName"],
-                              lambda: ValidationException("Requested resource not found."))
+        return self.store.get(
+            KIND, request["TrainingJobName"], lambda: ValidationException("Requested resource not found.")
+        )
 
     async def listing(self, request: dict) -> dict:
         """ListTrainingJobs."""
         jobs, token = page(self.store.all(KIND), request, "TrainingJobName", "TrainingJobStatus")
-        return {"TrainingJobSummaries": [*summaries(jobs, "TrainingJobName", "TrainingJobArn", "CreationTime",
-                                                    "TrainingEndTime", "LastModifiedTime", "TrainingJobStatus",
-                                                    "SecondaryStatus")], "NextToken": token}
+        return {
+            "TrainingJobSummaries": [
+                *summaries(
+                    jobs,
+                    "TrainingJobName",
+                    "TrainingJobArn",
+                    "CreationTime",
+                    "TrainingEndTime",
+                    "LastModifiedTime",
+                    "TrainingJobStatus",
+                    "SecondaryStatus",
+                )
+            ],
+            "NextToken": token,
+        }
 
     async def stop(self, request: dict) -> dict:
         """StopTrainingJob."""
         job = self._get(request)
         if job["TrainingJobStatus"] in ENDED:
-            raise ValidationException("The request was rejected because the training job is in status "
-                                      f"{job['TrainingJobStatus']}.")
+            raise ValidationException(
+                f"The request was rejected because the training job is in status {job['TrainingJobStatus']}."
+            )
         if job["TrainingJobStatus"] == "InProgress":
             job["TrainingJobStatus"] = "Stopping"
             self._move(job, "Stopping")
@@ -239,15 +296,20 @@ class TrainingJobs:
         channels = job.get("InputDataConfig", [])
         container.write_config("hyperparameters", job.get("HyperParameters", {}))
         container.write_config("resourceconfig", resource_config(job["ResourceConfig"].get("InstanceType", "")))
-        container.write_config("inputdataconfig", {
-            channel["ChannelName"]: {
-                "TrainingInputMode": channel.get("InputMode") or algorithm["TrainingInputMode"],
-                "S3DistributionType": channel["DataSource"]["S3DataSource"].get("S3DataDistributionType",
-                                                                                "FullyReplicated"),
-                "RecordWrapperType": channel.get("RecordWrapperType", "None"),
-            } | ({"ContentType": channel["ContentType"]} if "ContentType" in channel else {})
-            for channel in channels
-        })
+        container.write_config(
+            "inputdataconfig",
+            {
+                channel["ChannelName"]: {
+                    "TrainingInputMode": channel.get("InputMode") or algorithm["TrainingInputMode"],
+                    "S3DistributionType": channel["DataSource"]["S3DataSource"].get(
+                        "S3DataDistributionType", "FullyReplicated"
+                    ),
+                    "RecordWrapperType": channel.get("RecordWrapperType", "None"),
+                }
+                | ({"ContentType": channel["ContentType"]} if "ContentType" in channel else {})
+                for channel in channels
+            },
+        )
         if "DebugHookConfig" in job:
             container.write_config("debughookconfig", job["DebugHookConfig"])
         if "ProfilerConfig" in job:
@@ -280,16 +342,22 @@ class TrainingJobs:
             _, env = container.command(algorithm["TrainingImage"], [], [])
             if (container.code / "requirements.txt").is_file():
                 with container.log.open("a") as log:
-                    log.write("requirements.txt is not installed here: the running environment "
-                              f"({sys.prefix}) is used as it is.\n")
+                    log.write(
+                        "requirements.txt is not installed here: the running environment "
+                        f"({sys.prefix}) is used as it is.\n"
+                    )
         else:
             default = [] if entrypoint else ["train"]
-            argv, env = container.command(algorithm["TrainingImage"], entrypoint,
-                                          algorithm.get("ContainerArguments", default))
+            argv, env = container.command(
+                algorithm["TrainingImage"], entrypoint, algorithm.get("ContainerArguments", default)
+            )
         channels = [channel["ChannelName"] for channel in job.get("InputDataConfig", [])]
         env |= toolkit.environment(container, job, channels, words)
-        env |= {"TRAINING_JOB_NAME": job["TrainingJobName"], "TRAINING_JOB_ARN": job["TrainingJobArn"],
-                "SAGEMAKER_JOB_NAME": job["TrainingJobName"]}
+        env |= {
+            "TRAINING_JOB_NAME": job["TrainingJobName"],
+            "TRAINING_JOB_ARN": job["TrainingJobArn"],
+            "SAGEMAKER_JOB_NAME": job["TrainingJobName"],
+        }
         env |= {name: container.localised(value) for name, value in job.get("Environment", {}).items()}
         return argv, env
 
@@ -307,8 +375,12 @@ class TrainingJobs:
         """After a restart: jobs that were at work died with the emulator."""
         for job in self.store.all(KIND):
             if job["TrainingJobStatus"] not in ENDED:
-                self._finish(job, "Failed", "Failed",
-                             "InternalServerError: The local AWS was stopped while the job ran. Please try again.")
+                self._finish(
+                    job,
+                    "Failed",
+                    "Failed",
+                    "InternalServerError: The local AWS was stopped while the job ran. Please try again.",
+                )
 
 
 def failure_reason(container: Container, argv: list[str], code: int) -> str:
@@ -318,4 +390,4 @@ def failure_reason(container: Container, argv: list[str], code: int) -> str:
     command = " ".join(argv)
     reason = f'AlgorithmError: ExecuteUserScriptError:\nExitCode {code}\nErrorMessage "'
     rest = f'"\nCommand "{command[:200]}", exit code: {code}'
-    return reason + container.last_lines()[-(FAILURE_REASON_LIMIT - len(reason) - len(rest)):] + rest
+    return reason + container.last_lines()[-(FAILURE_REASON_LIMIT - len(reason) - len(rest)) :] + rest

@@ -55,8 +55,9 @@ class Transfers:
                 aws_access_key_id=self._environment["AWS_ACCESS_KEY_ID"],
                 aws_secret_access_key=self._environment["AWS_SECRET_ACCESS_KEY"],
                 aws_session_token=self._environment.get("AWS_SESSION_TOKEN"),
-                config=Config(s3={"addressing_style": "path"}, max_pool_connections=PARALLEL,
-                              retries={"max_attempts": 3}),
+                config=Config(
+                    s3={"addressing_style": "path"}, max_pool_connections=PARALLEL, retries={"max_attempts": 3}
+                ),
             )
 
     def exists(self, uri: str) -> bool:
@@ -104,8 +105,10 @@ class Transfers:
             prefix_bucket, prefix = split(entries[0]["prefix"])
             names = [str(name) for name in entries[1:]]
         except (ValueError, LookupError, TypeError) as error:
-            raise TransferError(f"ClientError: Data download failed: the manifest {uri} is not a list that starts "
-                                f'with {{"prefix": "s3://…"}} and goes on with names ({error}).') from error
+            raise TransferError(
+                f"ClientError: Data download failed: the manifest {uri} is not a list that starts "
+                f'with {{"prefix": "s3://…"}} and goes on with names ({error}).'
+            ) from error
         return [(prefix_bucket, prefix + name, name) for name in names]
 
     def _fetch(self, pairs: list[tuple[str, str, str]], folder: Path) -> None:
@@ -181,5 +184,5 @@ def relative_name(key: str, prefix: str) -> str:
     'train-2/1.jpg'
     """
     if prefix and not prefix.endswith("/") and key.startswith(prefix + "/"):
-        return key[len(prefix) + 1:]
-    return key[prefix.rfind("/") + 1:]
+        return key[len(prefix) + 1 :]
+    return key[prefix.rfind("/") + 1 :]

@@ -34,11 +34,15 @@ class TuningJobs:
         job_arn = arn(KIND, name)
         self._check(request)
         if self.store.find(KIND, name):
-            raise ResourceInUse("Hyper parameter tuning job names must be unique within an AWS account and region, "
-                                f"and a hyper parameter tuning job with this name already exists ({job_arn})")
+            raise ResourceInUse(
+                "Hyper parameter tuning job names must be unique within an AWS account and region, "
+                f"and a hyper parameter tuning job with this name already exists ({job_arn})"
+            )
         created = now()
         job = record(
-            KIND, name, job_arn,
+            KIND,
+            name,
+            job_arn,
             **{key: value for key, value in request.items() if key != "Tags"},
             HyperParameterTuningJobArn=job_arn,
             HyperParameterTuningJobStatus="InProgress",
@@ -54,11 +58,25 @@ class TuningJobs:
         return {"HyperParameterTuningJobArn": job_arn}
 
     def _check(self, request: dict) -> None:
-        refuse(request, "CreateHyperParameterTuningJob", "HyperParameterTuningJobName", "HyperParameterTuningJobConfig",
-               "TrainingJobDefinition", "Tags")
+        refuse(
+            request,
+            "CreateHyperParameterTuningJob",
+            "HyperParameterTuningJobName",
+            "HyperParameterTuningJobConfig",
+            "TrainingJobDefinition",
+            "Tags",
+        )
         config = request["HyperParameterTuningJobConfig"]
-        refuse(config, "HyperParameterTuningJobConfig", "Strategy", "HyperParameterTuningJobObjective",
-               "ResourceLimits", "ParameterRanges", "TrainingJobEarlyStoppingType", "RandomSeed")
+        refuse(
+            config,
+            "HyperParameterTuningJobConfig",
+            "Strategy",
+            "HyperParameterTuningJobObjective",
+            "ResourceLimits",
+            "ParameterRanges",
+            "TrainingJobEarlyStoppingType",
+            "RandomSeed",
+        )
         if config["Strategy"] not in ("Bayesian", "Random"):
             raise NotImplementedLocally(f"The tuning strategy {config['Strategy']}")
         if config.get("TrainingJobEarlyStoppingType", "Off") != "Off":
@@ -69,8 +87,13 @@ class TuningJobs:
         if limits["MaxParallelTrainingJobs"] > limits["MaxNumberOfTrainingJobs"]:
             raise ValidationException("MaxParallelTrainingJobs cannot be greater than MaxNumberOfTrainingJobs.")
         ranges = config.get("ParameterRanges", {})
-        refuse(ranges, "ParameterRanges", "ContinuousParameterRanges", "IntegerParameterRanges",
-               "CategoricalParameterRanges")
+        refuse(
+            ranges,
+            "ParameterRanges",
+            "ContinuousParameterRanges",
+            "IntegerParameterRanges",
+            "CategoricalParameterRanges",
+        )
         names = [item["Name"] for items in ranges.values() for item in items]
         if not names:
             raise ValidationException("You must specify at least one hyperparameter range in ParameterRanges.")
@@ -81,25 +104,44 @@ class TuningJobs:
         definition = request.get("TrainingJobDefinition")
         if not definition or "HyperParameterTuningJobObjective" not in config:
             raise ValidationException("You must specify TrainingJobDefinition and HyperParameterTuningJobObjective.")
-        refuse(definition, "TrainingJobDefinition", "StaticHyperParameters", "AlgorithmSpecification", "RoleArn",
-               "InputDataConfig", "OutputDataConfig", "ResourceConfig", "StoppingCondition", "Environment",
-               "CheckpointConfig", "VpcConfig", "EnableNetworkIsolation", "EnableInterContainerTrafficEncryption",
-               "EnableManagedSpotTraining")
+        refuse(
+            definition,
+            "TrainingJobDefinition",
+            "StaticHyperParameters",
+            "AlgorithmSpecification",
+            "RoleArn",
+            "InputDataConfig",
+            "OutputDataConfig",
+            "ResourceConfig",
+            "StoppingCondition",
+            "Environment",
+            "CheckpointConfig",
+            "VpcConfig",
+            "EnableNetworkIsolation",
+            "EnableInterContainerTrafficEncryption",
+            "EnableManagedSpotTraining",
+        )
         if both := set(names) & set(definition.get("StaticHyperParameters", {})):
             raise ValidationException(f"Hyperparameters {sorted(both)} cannot be both static and tuned.")
         objective = config["HyperParameterTuningJobObjective"]["MetricName"]
         definitions = definition["AlgorithmSpecification"].get("MetricDefinitions", [])
         check_metric_definitions(definitions)
         if objective not in {item["Name"] for item in definitions}:
-            raise ValidationException(f"The objective metric {objective!r} is not among the MetricDefinitions of the "
-                                      "training job definition.")
+            raise ValidationException(
+                f"The objective metric {objective!r} is not among the MetricDefinitions of the training job definition."
+            )
         one_instance(definition.get("ResourceConfig", {}), "ResourceConfig")
         self.training._check(self._child_request("check-000", definition, {}, objective))
 
     def _get(self, request: dict) -> Record:
         name = request["HyperParameterTuningJobName"]
-        return self.store.get(KIND, name, lambda: ResourceNotFound(
-            f"Amazon SageMaker can't find a tuning job with the name {name}. Check the name and try again."))
+        return self.store.get(
+            KIND,
+            name,
+            lambda: ResourceNotFound(
+                f"Amazon SageMaker can't find a tuning job with the name {name}. Check the name and try again."
+            ),
+        )
 
     async def describe(self, request: dict) -> dict:
         """DescribeHyperParameterTuningJob."""
@@ -107,14 +149,35 @@ class TuningJobs:
 
     async def listing(self, request: dict) -> dict:
         """ListHyperParameterTuningJobs."""
-        jobs, token = page(self.store.all(KIND), request, "HyperParameterTuningJobName",
-                           "HyperParameterTuningJobStatus", default_sort="Name")
-        found = [summary | {"Strategy": job["HyperParameterTuningJobConfig"]["Strategy"],
-                            "ResourceLimits": job["HyperParameterTuningJobConfig"]["ResourceLimits"]}
-                 for job, summary in zip(jobs, summaries(
-                     jobs, "HyperParameterTuningJobName", "HyperParameterTuningJobArn", "HyperParameterTuningJobStatus",
-                     "CreationTime", "HyperParameterTuningEndTime", "LastModifiedTime", "TrainingJobStatusCounters",
-                     "ObjectiveStatusCounters"), strict=True)]
+        jobs, token = page(
+            self.store.all(KIND),
+            request,
+            "HyperParameterTuningJobName",
+            "HyperParameterTuningJobStatus",
+            default_sort="Name",
+        )
+        found = [
+            summary
+            | {
+                "Strategy": job["HyperParameterTuningJobConfig"]["Strategy"],
+                "ResourceLimits": job["HyperParameterTuningJobConfig"]["ResourceLimits"],
+            }
+            for job, summary in zip(
+                jobs,
+                summaries(
+                    jobs,
+                    "HyperParameterTuningJobName",
+                    "HyperParameterTuningJobArn",
+                    "HyperParameterTuningJobStatus",
+                    "CreationTime",
+                    "HyperParameterTuningEndTime",
+                    "LastModifiedTime",
+                    "TrainingJobStatusCounters",
+                    "ObjectiveStatusCounters",
+                ),
+                strict=True,
+            )
+        ]
         return {"HyperParameterTuningJobSummaries": found, "NextToken": token}
 
     async def list_training_jobs(self, request: dict) -> dict:
@@ -131,20 +194,31 @@ class TuningJobs:
             found = [item for item in found if not math.isnan(item["_value"])]
             order = request.get("SortOrder", "Descending" if objective["Type"] == "Maximize" else "Ascending")
             found.sort(key=lambda item: item["_value"], reverse=order == "Descending")
-            start, token = page(found, {**pick(request, "StatusEquals", "MaxResults", "NextToken"),
-                                        "SortBy": "_none", "SortOrder": "Ascending"}, "TrainingJobName",
-                                "TrainingJobStatus")
+            start, token = page(
+                found,
+                {
+                    **pick(request, "StatusEquals", "MaxResults", "NextToken"),
+                    "SortBy": "_none",
+                    "SortOrder": "Ascending",
+                },
+                "TrainingJobName",
+                "TrainingJobStatus",
+            )
         else:
             start, token = page(found, request, "TrainingJobName", "TrainingJobStatus")
-        return {"TrainingJobSummaries": [{key: value for key, value in item.items() if key != "_value"}
-                                         for item in start], "NextToken": token}
+        return {
+            "TrainingJobSummaries": [{key: value for key, value in item.items() if key != "_value"} for item in start],
+            "NextToken": token,
+        }
 
     async def stop(self, request: dict) -> dict:
         """StopHyperParameterTuningJob: what runs is stopped, what ended stays."""
         job = self._get(request)
         if job["HyperParameterTuningJobStatus"] in ENDED:
-            raise ValidationException("The request was rejected because the hyperparameter tuning job is in status "
-                                      f"{job['HyperParameterTuningJobStatus']}.")
+            raise ValidationException(
+                "The request was rejected because the hyperparameter tuning job is in status "
+                f"{job['HyperParameterTuningJobStatus']}."
+            )
         self._become(job, "Stopping")
         self.controls[job["HyperParameterTuningJobArn"]].stop.set()
         return {}
@@ -155,12 +229,21 @@ class TuningJobs:
 
     def _summary(self, job: Record, child: Record) -> dict:
         """A training job as the tuning job's answers show it."""
-        summary = pick(child, "TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingStartTime",
-                       "TrainingEndTime", "TrainingJobStatus", "FailureReason")
+        summary = pick(
+            child,
+            "TrainingJobName",
+            "TrainingJobArn",
+            "CreationTime",
+            "TrainingStartTime",
+            "TrainingEndTime",
+            "TrainingJobStatus",
+            "FailureReason",
+        )
         ranges = job["HyperParameterTuningJobConfig"]["ParameterRanges"]
         tuned = {item["Name"] for items in ranges.values() for item in items}
-        summary["TunedHyperParameters"] = {key: value for key, value in child["HyperParameters"].items()
-                                           if key in tuned}
+        summary["TunedHyperParameters"] = {
+            key: value for key, value in child["HyperParameters"].items() if key in tuned
+        }
         objective = job["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]
         value = objective_value(child, objective["MetricName"])
         if child["TrainingJobStatus"] not in ENDED:
@@ -168,7 +251,10 @@ class TuningJobs:
         elif value is not None:
             summary["ObjectiveStatus"] = "Succeeded"
             summary["FinalHyperParameterTuningJobObjectiveMetric"] = {
-                "Type": objective["Type"], "MetricName": objective["MetricName"], "Value": value}
+                "Type": objective["Type"],
+                "MetricName": objective["MetricName"],
+                "Value": value,
+            }
         else:
             summary["ObjectiveStatus"] = "Failed"
         return summary
@@ -244,9 +330,13 @@ class TuningJobs:
         elif "BestTrainingJob" in job:
             self._become(job, "Completed")
         else:
-            self._become(job, "Failed", f"No training job succeeded after {len(job['_children'])} attempts. For "
-                         "additional details, please take a look at the training job failures by listing training "
-                         "jobs for the hyperparameter tuning job.")
+            self._become(
+                job,
+                "Failed",
+                f"No training job succeeded after {len(job['_children'])} attempts. For "
+                "additional details, please take a look at the training job failures by listing training "
+                "jobs for the hyperparameter tuning job.",
+            )
 
     def _hopeless(self, job: Record) -> bool:
         counters = job["TrainingJobStatusCounters"]
@@ -268,7 +358,8 @@ class TuningJobs:
         request = {key: value for key, value in definition.items() if key != "StaticHyperParameters"}
         return request | {
             "TrainingJobName": name,
-            "HyperParameters": definition.get("StaticHyperParameters", {}) | values
+            "HyperParameters": definition.get("StaticHyperParameters", {})
+            | values
             | {"_tuning_objective_metric": objective},
         }
 
@@ -286,8 +377,9 @@ class TuningJobs:
         """After a restart: tuning jobs that were at work died with the emulator."""
         for job in self.store.all(KIND):
             if job["HyperParameterTuningJobStatus"] not in ENDED:
-                self._become(job, "Failed",
-                             "InternalServerError: The local AWS was stopped while the job ran. Please try again.")
+                self._become(
+                    job, "Failed", "InternalServerError: The local AWS was stopped while the job ran. Please try again."
+                )
 
 
 def objective_value(child: Record, metric: str) -> float | None:
@@ -304,17 +396,21 @@ def check_range(item: dict) -> None:
     try:
         low, high = float(item["MinValue"]), float(item["MaxValue"])
     except ValueError:
-        raise ValidationException(f"MinValue and MaxValue of the hyperparameter {name!r} must be numbers, found "
-                                  f"{item['MinValue']!r} and {item['MaxValue']!r}.") from None
+        raise ValidationException(
+            f"MinValue and MaxValue of the hyperparameter {name!r} must be numbers, found "
+            f"{item['MinValue']!r} and {item['MaxValue']!r}."
+        ) from None
     if low > high:
-        raise ValidationException(f"MinValue of the hyperparameter {name!r} ({low:g}) is greater than MaxValue "
-                                  f"({high:g}).")
+        raise ValidationException(
+            f"MinValue of the hyperparameter {name!r} ({low:g}) is greater than MaxValue ({high:g})."
+        )
     scaling = item.get("ScalingType", "Auto")
     if scaling == "Logarithmic" and low <= 0:
         raise ValidationException(f"Logarithmic scaling of the hyperparameter {name!r} needs a MinValue above 0.")
     if scaling == "ReverseLogarithmic" and not 0 <= low <= high < 1:
-        raise ValidationException(f"ReverseLogarithmic scaling of the hyperparameter {name!r} needs values from 0 to "
-                                  "below 1.")
+        raise ValidationException(
+            f"ReverseLogarithmic scaling of the hyperparameter {name!r} needs values from 0 to below 1."
+        )
 
 
 def new_study(config: dict) -> optuna.Study:
@@ -331,8 +427,9 @@ def new_study(config: dict) -> optuna.Study:
         # A small budget must not be spent on random starts alone; running trials count as bad ones (constant liar),
         # so that parallel trials do not all go to one place.
         startup = max(2, min(10, limits["MaxNumberOfTrainingJobs"] // 3))
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True,
-                                             constant_liar=limits["MaxParallelTrainingJobs"] > 1)
+        sampler = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=limits["MaxParallelTrainingJobs"] > 1
+        )
     maximise = config["HyperParameterTuningJobObjective"]["Type"] == "Maximize"
     return optuna.create_study(direction="maximize" if maximise else "minimize", sampler=sampler)
 
@@ -351,10 +448,12 @@ class SearchSpace:
                 self.reversed.add(item["Name"])
                 low, high = 1 - high, 1 - low
             self.distributions[item["Name"]] = FloatDistribution(
-                low, high, log=item["Name"] in self.reversed or is_logarithmic(item))
+                low, high, log=item["Name"] in self.reversed or is_logarithmic(item)
+            )
         for item in ranges.get("IntegerParameterRanges", []):
             self.distributions[item["Name"]] = IntDistribution(
-                int(float(item["MinValue"])), int(float(item["MaxValue"])), log=is_logarithmic(item))
+                int(float(item["MinValue"])), int(float(item["MaxValue"])), log=is_logarithmic(item)
+            )
         for item in ranges.get("CategoricalParameterRanges", []):
             self.distributions[item["Name"]] = CategoricalDistribution(item["Values"])
 

@@ -46,8 +46,11 @@ def _failures(shape: Shape, value: Any, path: str) -> list[str]:
     if isinstance(shape, StructureShape):
         if not isinstance(value, dict):
             return [_failure(value, path, "Member must be a structure")]
-        found = [_failure(None, _member(path, name), "Member must not be null")
-                 for name in shape.required_members if value.get(name) is None]
+        found = [
+            _failure(None, _member(path, name), "Member must not be null")
+            for name in shape.required_members
+            if value.get(name) is None
+        ]
         for name, member in shape.members.items():
             if value.get(name) is not None:
                 found += _failures(member, value[name], _member(path, name))
@@ -64,10 +67,14 @@ def _failures(shape: Shape, value: Any, path: str) -> list[str]:
             return [_failure(value, path, "Member must be a map")]
         found = _sizes(shape, value, path, "length")
         for key, item in value.items():
-            found += [_failure(value, path, f"Map keys must satisfy constraint: [{reason}]")
-                      for reason in _scalar_reasons(shape.key, key)]
-            found += [_failure(value, path, f"Map value must satisfy constraint: [{reason}]")
-                      for reason in _scalar_reasons(shape.value, item)]
+            found += [
+                _failure(value, path, f"Map keys must satisfy constraint: [{reason}]")
+                for reason in _scalar_reasons(shape.key, key)
+            ]
+            found += [
+                _failure(value, path, f"Map value must satisfy constraint: [{reason}]")
+                for reason in _scalar_reasons(shape.value, item)
+            ]
         return found
     return [_failure(value, path, reason) for reason in _scalar_reasons(shape, value)]
 

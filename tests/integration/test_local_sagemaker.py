@@ -148,13 +148,30 @@ class World:
         self.cloudwatch = self.client("cloudwatch")
         self.runtime = self.client("sagemaker-runtime", retries={"max_attempts": 0}, max_pool_connections=32)
         iam = self.client("iam")
-        trust = {"Version": "2012-10-17", "Statement": [
-            {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}]}
+        trust = {
+            "Version": "2012-10-17",
+            "Statement": [
+                {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+            ],
+        }
         self.role = iam.create_role(RoleName="jobs", AssumeRolePolicyDocument=json.dumps(trust))["Role"]["Arn"]
-        iam.put_role_policy(RoleName="jobs", PolicyName="s3", PolicyDocument=json.dumps({
-            "Version": "2012-10-17", "Statement": [
-                {"Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject"], "Resource": f"arn:aws:s3:::{BUCKET}/*"},
-                {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": f"arn:aws:s3:::{BUCKET}"}]}))
+        iam.put_role_policy(
+            RoleName="jobs",
+            PolicyName="s3",
+            PolicyDocument=json.dumps(
+                {
+                    "Version": "2012-10-17",
+                    "Statement": [
+                        {
+                            "Effect": "Allow",
+                            "Action": ["s3:GetObject", "s3:PutObject"],
+                            "Resource": f"arn:aws:s3:::{BUCKET}/*",
+                        },
+                        {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": f"arn:aws:s3:::{BUCKET}"},
+                    ],
+                }
+            ),
+        )
         self.s3.create_bucket(Bucket=BUCKET)
         self.put("code/sourcedir.tar.gz", archive(train_py=SCRIPT, requirements_txt="nothing\n"))
         for name in ("a/1.txt", "a/2.txt", "b/3.txt"):
@@ -162,22 +179,32 @@ class World:
 
     def client(self, service: str, **config):
         variables = self.emulator.environment()
-        return boto3.client(service, endpoint_url=variables["AWS_ENDPOINT_URL"], region_name=variables["AWS_REGION"],
-                            aws_access_key_id="test", aws_secret_access_key="test",
-                            config=Config(parameter_validation=False, **config))
+        return boto3.client(
+            service,
+            endpoint_url=variables["AWS_ENDPOINT_URL"],
+            region_name=variables["AWS_REGION"],
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            config=Config(parameter_validation=False, **config),
+        )
 
     def put(self, key: str, body: bytes) -> str:
         self.s3.put_object(Bucket=BUCKET, Key=key, Body=body)
         return f"s3://{BUCKET}/{key}"
 
     def train(self, name: str, **more) -> dict:
-        hyperparameters = {"sagemaker_program": "train.py",
-                           "sagemaker_submit_directory": f"s3://{BUCKET}/code/sourcedir.tar.gz"}
+        hyperparameters = {
+            "sagemaker_program": "train.py",
+            "sagemaker_submit_directory": f"s3://{BUCKET}/code/sourcedir.tar.gz",
+        }
         request = {
             "TrainingJobName": name,
             "HyperParameters": hyperparameters | more.pop("hyperparameters", {}),
-            "AlgorithmSpecification": {"TrainingImage": TRAINING_IMAGE, "TrainingInputMode": "File",
-                                       "MetricDefinitions": [{"Name": "objective", "Regex": "objective=([-0-9.]+);"}]},
+            "AlgorithmSpecification": {
+                "TrainingImage": TRAINING_IMAGE,
+                "TrainingInputMode": "File",
+                "MetricDefinitions": [{"Name": "objective", "Regex": "objective=([-0-9.]+);"}],
+            },
             "RoleArn": self.role,
             "OutputDataConfig": {"S3OutputPath": f"s3://{BUCKET}/out"},
             "ResourceConfig": {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 10},
@@ -186,31 +213,56 @@ class World:
         return self.sagemaker.create_training_job(**request)
 
     def trained(self, name: str, *statuses: str, timeout: float = 60) -> dict:
-        return until(lambda: self.sagemaker.describe_training_job(TrainingJobName=name),
-                     lambda job: job["TrainingJobStatus"] in (statuses or ("Completed", "Failed", "Stopped")), timeout)
+        return until(
+            lambda: self.sagemaker.describe_training_job(TrainingJobName=name),
+            lambda job: job["TrainingJobStatus"] in (statuses or ("Completed", "Failed", "Stopped")),
+            timeout,
+        )
 
     def model(self, name: str, answer: str, **environment: str) -> str:
         """A model and an endpoint configuration of the same name, with two instances."""
         url = self.put(f"models/{name}.tar.gz", archive(answer_txt=answer))
-        self.sagemaker.create_model(ModelName=name, ExecutionRoleArn=self.role, PrimaryContainer={
-            "Image": "local/server:1", "ModelDataUrl": url, "Environment": environment})
-        self.sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[{
-            "VariantName": "AllTraffic", "ModelName": name, "InitialInstanceCount": 2,
-            "InstanceType": "ml.c5.large"}])
+        self.sagemaker.create_model(
+            ModelName=name,
+            ExecutionRoleArn=self.role,
+            PrimaryContainer={"Image": "local/server:1", "ModelDataUrl": url, "Environment": environment},
+        )
+        self.sagemaker.create_endpoint_config(
+            EndpointConfigName=name,
+            ProductionVariants=[
+                {
+                    "VariantName": "AllTraffic",
+                    "ModelName": name,
+                    "InitialInstanceCount": 2,
+                    "InstanceType": "ml.c5.large",
+                }
+            ],
+        )
         return name
 
     def endpoint(self, name: str, *statuses: str, timeout: float = 60) -> dict:
-        return until(lambda: self.sagemaker.describe_endpoint(EndpointName=name),
-                     lambda found: found["EndpointStatus"] in (statuses or ("InService", "Failed")), timeout)
+        return until(
+            lambda: self.sagemaker.describe_endpoint(EndpointName=name),
+            lambda found: found["EndpointStatus"] in (statuses or ("InService", "Failed")),
+            timeout,
+        )
 
     def invoke(self, name: str, body: bytes = b"hello") -> dict:
         answer = self.runtime.invoke_endpoint(EndpointName=name, ContentType="text/plain", Body=body)
         return json.loads(answer["Body"].read())
 
     def alarm(self, name: str, state: str) -> str:
-        self.cloudwatch.put_metric_alarm(AlarmName=name, Namespace="Test", MetricName=name, Statistic="Sum", Period=60,
-                                         EvaluationPeriods=1, Threshold=1e9, TreatMissingData="ignore",
-                                         ComparisonOperator="GreaterThanThreshold")
+        self.cloudwatch.put_metric_alarm(
+            AlarmName=name,
+            Namespace="Test",
+            MetricName=name,
+            Statistic="Sum",
+            Period=60,
+            EvaluationPeriods=1,
+            Threshold=1e9,
+            TreatMissingData="ignore",
+            ComparisonOperator="GreaterThanThreshold",
+        )
         self.cloudwatch.set_alarm_state(AlarmName=name, StateValue=state, StateReason="test")
         return name
 
@@ -230,20 +282,43 @@ def world(tmp_path_factory):
     (images / "server").mkdir()
     (images / "server" / "__main__.py").write_text(textwrap.dedent(SERVER))
     (images / "server" / "helper.py").write_text("join = ','.join\n")
-    environment = {"HOUNDLOOP_IMAGES": str(images), "HOUNDLOOP_STOP_GRACE": "1", "HOUNDLOOP_MAX_JOBS": "2",
-                   "HOUNDLOOP_PRELOAD": "json", "HOUNDLOOP_HEALTH_TIMEOUT": "5"}
+    environment = {
+        "HOUNDLOOP_IMAGES": str(images),
+        "HOUNDLOOP_STOP_GRACE": "1",
+        "HOUNDLOOP_MAX_JOBS": "2",
+        "HOUNDLOOP_PRELOAD": "json",
+        "HOUNDLOOP_HEALTH_TIMEOUT": "5",
+    }
     with Emulator(state=tmp_path_factory.mktemp("state"), auth=True, environment=environment) as emulator:
         yield World(emulator)
 
 
 def test_training_job_runs_the_script_under_the_container_contract(world):
-    world.train("good", hyperparameters={"x": "2.5", "kind": '"quoted"'}, InputDataConfig=[{
-        "ChannelName": "training", "DataSource": {"S3DataSource": {
-            "S3DataType": "S3Prefix", "S3Uri": f"s3://{BUCKET}/data/", "S3DataDistributionType": "FullyReplicated"}}}])
+    world.train(
+        "good",
+        hyperparameters={"x": "2.5", "kind": '"quoted"'},
+        InputDataConfig=[
+            {
+                "ChannelName": "training",
+                "DataSource": {
+                    "S3DataSource": {
+                        "S3DataType": "S3Prefix",
+                        "S3Uri": f"s3://{BUCKET}/data/",
+                        "S3DataDistributionType": "FullyReplicated",
+                    }
+                },
+            }
+        ],
+    )
     job = world.trained("good")
     assert job["TrainingJobStatus"] == "Completed", job.get("FailureReason")
     assert [step["Status"] for step in job["SecondaryStatusTransitions"]] == [
-        "Starting", "Downloading", "Training", "Uploading", "Completed"]
+        "Starting",
+        "Downloading",
+        "Training",
+        "Uploading",
+        "Completed",
+    ]
     assert job["FinalMetricDataList"][0]["MetricName"] == "objective"
     assert job["FinalMetricDataList"][0]["Value"] == pytest.approx(-0.25)
     assert job["BillableTimeInSeconds"] >= 1 and job["TrainingEndTime"] > job["TrainingStartTime"]
@@ -257,24 +332,39 @@ def test_training_job_runs_the_script_under_the_container_contract(world):
     assert seen["argv"] == ["--kind", "quoted", "-x", "2.5"]  # one letter: one dash
     assert seen["job"] == "good" and seen["main"] == "__main__" and seen["cwd"].endswith("/opt/ml/code")
     world.s3.head_object(Bucket=BUCKET, Key="out/good/output/output.tar.gz")
-    lines = [event["message"] for event in world.logs.filter_log_events(
-        logGroupName="/aws/sagemaker/TrainingJobs", logStreamNamePrefix="good/algo-1-")["events"]]
+    lines = [
+        event["message"]
+        for event in world.logs.filter_log_events(
+            logGroupName="/aws/sagemaker/TrainingJobs", logStreamNamePrefix="good/algo-1-"
+        )["events"]
+    ]
     assert "objective=-0.250000;" in lines
     assert any("requirements.txt is not installed" in line for line in lines)
 
 
 def test_manifest_file_channel_and_role_are_the_jobs_own(world):
     manifest = world.put("some.manifest", json.dumps([{"prefix": f"s3://{BUCKET}/data/"}, "a/2.txt"]).encode())
-    world.train("manifest", hyperparameters={"mode": "aws"}, InputDataConfig=[{
-        "ChannelName": "training",
-        "DataSource": {"S3DataSource": {"S3DataType": "ManifestFile", "S3Uri": manifest}}}])
+    world.train(
+        "manifest",
+        hyperparameters={"mode": "aws"},
+        InputDataConfig=[
+            {
+                "ChannelName": "training",
+                "DataSource": {"S3DataSource": {"S3DataType": "ManifestFile", "S3Uri": manifest}},
+            }
+        ],
+    )
     job = world.trained("manifest")
     assert job["TrainingJobStatus"] == "Completed", job.get("FailureReason")
     content = world.s3.get_object(Bucket=BUCKET, Key="out/manifest/output/model.tar.gz")["Body"].read()
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         assert json.load(tar.extractfile("seen.json"))["files"] == ["a/2.txt"]
-    text = "\n".join(event["message"] for event in world.logs.filter_log_events(
-        logGroupName="/aws/sagemaker/TrainingJobs", logStreamNamePrefix="manifest/")["events"])
+    text = "\n".join(
+        event["message"]
+        for event in world.logs.filter_log_events(
+            logGroupName="/aws/sagemaker/TrainingJobs", logStreamNamePrefix="manifest/"
+        )["events"]
+    )
     assert "assumed-role/jobs/SageMaker" in text
     assert "denied" in text and "not authorized to perform: dynamodb:ListTables" in text
 
@@ -282,16 +372,26 @@ def test_manifest_file_channel_and_role_are_the_jobs_own(world):
 def test_failures_say_why(world):
     world.train("fails", hyperparameters={"mode": "fail"})
     world.train("fails-in-words", hyperparameters={"mode": "failure-file"})
-    world.train("fails-to-load", InputDataConfig=[{"ChannelName": "training", "DataSource": {"S3DataSource": {
-        "S3DataType": "S3Prefix", "S3Uri": f"s3://{BUCKET}/nothing-here/"}}}])
+    world.train(
+        "fails-to-load",
+        InputDataConfig=[
+            {
+                "ChannelName": "training",
+                "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"s3://{BUCKET}/nothing-here/"}},
+            }
+        ],
+    )
     job = world.trained("fails")
     assert job["TrainingJobStatus"] == job["SecondaryStatus"] == "Failed"
     assert job["FailureReason"].startswith("AlgorithmError: ExecuteUserScriptError:\nExitCode 1")
     assert "RuntimeError: the data is wrong" in job["FailureReason"]
-    assert world.trained("fails-in-words")["FailureReason"] == \
-        "AlgorithmError: ValueError: class without pictures, exit code: 3"
-    assert 'No S3 objects found under S3 URL "s3://work/nothing-here/"' in \
-        world.trained("fails-to-load")["FailureReason"]
+    assert (
+        world.trained("fails-in-words")["FailureReason"]
+        == "AlgorithmError: ValueError: class without pictures, exit code: 3"
+    )
+    assert (
+        'No S3 objects found under S3 URL "s3://work/nothing-here/"' in world.trained("fails-to-load")["FailureReason"]
+    )
     with pytest.raises(ClientError, match="ResourceInUse.*Training job names must be unique"):
         world.train("fails")
 
@@ -301,7 +401,9 @@ def test_stop_ends_the_job_and_everything_it_started(world):
     until(lambda: alive("# stopped"), lambda pids: len(pids) >= 2, 30)
     world.sagemaker.stop_training_job(TrainingJobName="stopped")
     assert world.sagemaker.describe_training_job(TrainingJobName="stopped")["TrainingJobStatus"] in (
-        "Stopping", "Stopped")
+        "Stopping",
+        "Stopped",
+    )
     job = world.trained("stopped")
     assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Stopped", "Stopped")
     until(lambda: alive("# stopped"), lambda pids: not pids, 5)
@@ -319,8 +421,13 @@ def test_a_job_over_its_time_is_ended(world):
 def test_more_jobs_than_room_wait_as_starting(world):
     for number in range(3):
         world.train(f"queue-{number}", hyperparameters={"mode": "sleep"})
-    until(lambda: [world.sagemaker.describe_training_job(TrainingJobName=f"queue-{n}")["SecondaryStatus"]
-                   for n in range(3)], lambda seen: seen == ["Training", "Training", "Starting"], 30)
+    until(
+        lambda: [
+            world.sagemaker.describe_training_job(TrainingJobName=f"queue-{n}")["SecondaryStatus"] for n in range(3)
+        ],
+        lambda seen: seen == ["Training", "Training", "Starting"],
+        30,
+    )
     for number in reversed(range(3)):
         world.sagemaker.stop_training_job(TrainingJobName=f"queue-{number}")
     for number in range(3):
@@ -329,31 +436,46 @@ def test_more_jobs_than_room_wait_as_starting(world):
 
 def test_tuning_finds_the_best_of_a_quadratic(world):
     definition = {
-        "StaticHyperParameters": {"sagemaker_program": "train.py", "mode": "ok",
-                                  "sagemaker_submit_directory": f"s3://{BUCKET}/code/sourcedir.tar.gz"},
-        "AlgorithmSpecification": {"TrainingImage": TRAINING_IMAGE, "TrainingInputMode": "File",
-                                   "MetricDefinitions": [{"Name": "objective", "Regex": "objective=([-0-9.]+);"}]},
+        "StaticHyperParameters": {
+            "sagemaker_program": "train.py",
+            "mode": "ok",
+            "sagemaker_submit_directory": f"s3://{BUCKET}/code/sourcedir.tar.gz",
+        },
+        "AlgorithmSpecification": {
+            "TrainingImage": TRAINING_IMAGE,
+            "TrainingInputMode": "File",
+            "MetricDefinitions": [{"Name": "objective", "Regex": "objective=([-0-9.]+);"}],
+        },
         "RoleArn": world.role,
         "OutputDataConfig": {"S3OutputPath": f"s3://{BUCKET}/tuning"},
         "ResourceConfig": {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 10},
         "StoppingCondition": {"MaxRuntimeInSeconds": 60},
     }
     config = {
-        "Strategy": "Bayesian", "RandomSeed": 1,
+        "Strategy": "Bayesian",
+        "RandomSeed": 1,
         "HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "objective"},
         "ResourceLimits": {"MaxNumberOfTrainingJobs": 16, "MaxParallelTrainingJobs": 2},
-        "ParameterRanges": {"ContinuousParameterRanges": [{"Name": "x", "MinValue": "-10", "MaxValue": "10"}],
-                            "CategoricalParameterRanges": [{"Name": "kind", "Values": ["a", "b"]}]},
+        "ParameterRanges": {
+            "ContinuousParameterRanges": [{"Name": "x", "MinValue": "-10", "MaxValue": "10"}],
+            "CategoricalParameterRanges": [{"Name": "kind", "Values": ["a", "b"]}],
+        },
     }
     world.sagemaker.create_hyper_parameter_tuning_job(
-        HyperParameterTuningJobName="quadratic", HyperParameterTuningJobConfig=config, TrainingJobDefinition=definition)
-    job = until(lambda: world.sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName="quadratic"),
-                lambda found: found["HyperParameterTuningJobStatus"] != "InProgress", 120)
+        HyperParameterTuningJobName="quadratic", HyperParameterTuningJobConfig=config, TrainingJobDefinition=definition
+    )
+    job = until(
+        lambda: world.sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName="quadratic"),
+        lambda found: found["HyperParameterTuningJobStatus"] != "InProgress",
+        120,
+    )
     assert job["HyperParameterTuningJobStatus"] == "Completed", job
     assert job["TrainingJobStatusCounters"]["Completed"] == 16
     assert job["ObjectiveStatusCounters"] == {"Succeeded": 16, "Pending": 0, "Failed": 0}
     trials = world.sagemaker.list_training_jobs_for_hyper_parameter_tuning_job(
-        HyperParameterTuningJobName="quadratic", SortBy="FinalObjectiveMetricValue", MaxResults=100,
+        HyperParameterTuningJobName="quadratic",
+        SortBy="FinalObjectiveMetricValue",
+        MaxResults=100,
     )["TrainingJobSummaries"]
     values = [trial["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] for trial in trials]
     assert len(values) == 16 and values == sorted(values, reverse=True)
@@ -367,29 +489,53 @@ def test_tuning_finds_the_best_of_a_quadratic(world):
     assert child["TuningJobArn"] == job["HyperParameterTuningJobArn"]
     with pytest.raises(ClientError, match="NotImplemented.*Hyperband"):
         world.sagemaker.create_hyper_parameter_tuning_job(
-            HyperParameterTuningJobName="other", TrainingJobDefinition=definition,
-            HyperParameterTuningJobConfig=config | {"Strategy": "Hyperband"})
+            HyperParameterTuningJobName="other",
+            TrainingJobDefinition=definition,
+            HyperParameterTuningJobConfig=config | {"Strategy": "Hyperband"},
+        )
 
 
 def test_processing_job_maps_paths_and_puts_the_image_on_the_import_path(world):
     world.put("proc/run.py", textwrap.dedent(PROCESSOR).encode())
     world.sagemaker.create_processing_job(
-        ProcessingJobName="process", RoleArn=world.role,
-        AppSpecification={"ImageUri": "local/server:1",
-                          "ContainerEntrypoint": ["python3", "/opt/ml/processing/input/code/run.py"],
-                          "ContainerArguments": ["/opt/ml/processing/input/data",
-                                                 "--out=/opt/ml/processing/output/names"]},
-        ProcessingResources={"ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.m5.large",
-                                               "VolumeSizeInGB": 5}},
+        ProcessingJobName="process",
+        RoleArn=world.role,
+        AppSpecification={
+            "ImageUri": "local/server:1",
+            "ContainerEntrypoint": ["python3", "/opt/ml/processing/input/code/run.py"],
+            "ContainerArguments": ["/opt/ml/processing/input/data", "--out=/opt/ml/processing/output/names"],
+        },
+        ProcessingResources={"ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 5}},
         ProcessingInputs=[
-            {"InputName": name, "S3Input": {"S3Uri": uri, "LocalPath": f"/opt/ml/processing/input/{name}",
-                                            "S3DataType": "S3Prefix", "S3InputMode": "File"}}
-            for name, uri in (("code", f"s3://{BUCKET}/proc/run.py"), ("data", f"s3://{BUCKET}/data/a"))],
-        ProcessingOutputConfig={"Outputs": [{"OutputName": "names", "S3Output": {
-            "S3Uri": f"s3://{BUCKET}/processed", "LocalPath": "/opt/ml/processing/output/names",
-            "S3UploadMode": "EndOfJob"}}]})
-    job = until(lambda: world.sagemaker.describe_processing_job(ProcessingJobName="process"),
-                lambda found: found["ProcessingJobStatus"] not in ("InProgress", "Stopping"), 30)
+            {
+                "InputName": name,
+                "S3Input": {
+                    "S3Uri": uri,
+                    "LocalPath": f"/opt/ml/processing/input/{name}",
+                    "S3DataType": "S3Prefix",
+                    "S3InputMode": "File",
+                },
+            }
+            for name, uri in (("code", f"s3://{BUCKET}/proc/run.py"), ("data", f"s3://{BUCKET}/data/a"))
+        ],
+        ProcessingOutputConfig={
+            "Outputs": [
+                {
+                    "OutputName": "names",
+                    "S3Output": {
+                        "S3Uri": f"s3://{BUCKET}/processed",
+                        "LocalPath": "/opt/ml/processing/output/names",
+                        "S3UploadMode": "EndOfJob",
+                    },
+                }
+            ]
+        },
+    )
+    job = until(
+        lambda: world.sagemaker.describe_processing_job(ProcessingJobName="process"),
+        lambda found: found["ProcessingJobStatus"] not in ("InProgress", "Stopping"),
+        30,
+    )
     assert job["ProcessingJobStatus"] == "Completed", job
     assert world.s3.get_object(Bucket=BUCKET, Key="processed/sub/names.txt")["Body"].read() == b"1.txt,2.txt"
 
@@ -416,9 +562,14 @@ def test_endpoint_answers_and_reports_its_models_errors(world):
     with pytest.raises(ClientError, match="HTTP content length exceeded"):
         world.invoke("plain", b"x" * (6 * 1024 * 1024 + 1))
     metrics = world.cloudwatch.get_metric_statistics(
-        Namespace="AWS/SageMaker", MetricName="Invocation4XXErrors", Period=3600, Statistics=["Sum", "SampleCount"],
+        Namespace="AWS/SageMaker",
+        MetricName="Invocation4XXErrors",
+        Period=3600,
+        Statistics=["Sum", "SampleCount"],
         Dimensions=[{"Name": "EndpointName", "Value": "plain"}, {"Name": "VariantName", "Value": "AllTraffic"}],
-        StartTime=time.time() - 3000, EndTime=time.time() + 600)["Datapoints"]
+        StartTime=time.time() - 3000,
+        EndTime=time.time() + 600,
+    )["Datapoints"]
     assert sum(point["Sum"] for point in metrics) == 1 and sum(point["SampleCount"] for point in metrics) == 7
 
 
@@ -437,8 +588,12 @@ def test_a_crashed_instance_is_started_again(world):
 
 def test_an_endpoint_whose_server_is_sick_fails_with_the_reason(world):
     world.model("sick", "never", SICK="1")
-    world.sagemaker.create_endpoint_config(EndpointConfigName="sick-soon", ProductionVariants=[{
-        "VariantName": "AllTraffic", "ModelName": "sick", "InitialInstanceCount": 1, "InstanceType": "ml.c5.large"}])
+    world.sagemaker.create_endpoint_config(
+        EndpointConfigName="sick-soon",
+        ProductionVariants=[
+            {"VariantName": "AllTraffic", "ModelName": "sick", "InitialInstanceCount": 1, "InstanceType": "ml.c5.large"}
+        ],
+    )
     world.sagemaker.create_endpoint(EndpointName="sick", EndpointConfigName="sick-soon")
     found = world.endpoint("sick")
     assert found["EndpointStatus"] == "Failed"
@@ -487,8 +642,9 @@ def deployment(kind: str, *alarms: str, wait: int = 2, **size) -> dict:
 HALF = {"Type": "CAPACITY_PERCENT", "Value": 50}
 
 
-@pytest.mark.parametrize(("kind", "size"), [("CANARY", {"CanarySize": HALF}), ("LINEAR", {"LinearStepSize": HALF}),
-                                            ("ALL_AT_ONCE", {})])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("CANARY", {"CanarySize": HALF}), ("LINEAR", {"LinearStepSize": HALF}), ("ALL_AT_ONCE", {})]
+)
 def test_an_update_under_load_fails_no_request(world, kind, size):
     name = f"update-{kind.lower().replace('_', '-')}"
     world.model(f"{name}-blue", "blue")
@@ -498,8 +654,11 @@ def test_an_update_under_load_fails_no_request(world, kind, size):
     world.endpoint(name, "InService")
     with Load(world, name) as load:
         time.sleep(0.5)
-        world.sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=f"{name}-green",
-                                        DeploymentConfig=deployment(kind, f"{name}-quiet", **size))
+        world.sagemaker.update_endpoint(
+            EndpointName=name,
+            EndpointConfigName=f"{name}-green",
+            DeploymentConfig=deployment(kind, f"{name}-quiet", **size),
+        )
         updating = world.sagemaker.describe_endpoint(EndpointName=name)
         assert updating["EndpointStatus"] == "Updating" and updating["EndpointConfigName"] == f"{name}-blue"
         assert updating["PendingDeploymentSummary"]["EndpointConfigName"] == f"{name}-green"
@@ -524,8 +683,11 @@ def test_an_alarm_in_the_baking_period_brings_the_old_fleet_back(world):
     world.sagemaker.create_endpoint(EndpointName="back", EndpointConfigName="back-blue")
     world.endpoint("back", "InService")
     with Load(world, "back") as load:
-        world.sagemaker.update_endpoint(EndpointName="back", EndpointConfigName="back-green",
-                                        DeploymentConfig=deployment("CANARY", "back-alarm", wait=60, CanarySize=HALF))
+        world.sagemaker.update_endpoint(
+            EndpointName="back",
+            EndpointConfigName="back-green",
+            DeploymentConfig=deployment("CANARY", "back-alarm", wait=60, CanarySize=HALF),
+        )
         until(lambda: load.answers[-20:], lambda seen: any(colour == "green" for _, colour in seen), 30)
         world.alarm("back-alarm", "ALARM")
         found = world.endpoint("back")
@@ -547,15 +709,25 @@ def test_a_green_fleet_that_is_never_healthy_is_rolled_back(world):
     assert "ping health check" in found["FailureReason"]
     assert world.invoke("health")["answer"] == "sound"
     with pytest.raises(ClientError, match="less than or equal to 50%"):
-        world.sagemaker.update_endpoint(EndpointName="health", EndpointConfigName="sound", DeploymentConfig=deployment(
-            "CANARY", CanarySize={"Type": "CAPACITY_PERCENT", "Value": 60}))
+        world.sagemaker.update_endpoint(
+            EndpointName="health",
+            EndpointConfigName="sound",
+            DeploymentConfig=deployment("CANARY", CanarySize={"Type": "CAPACITY_PERCENT", "Value": 60}),
+        )
 
 
 def test_serverless_endpoint_is_bounded(world):
     world.model("serverless-model", "small")
-    world.sagemaker.create_endpoint_config(EndpointConfigName="serverless", ProductionVariants=[{
-        "VariantName": "AllTraffic", "ModelName": "serverless-model",
-        "ServerlessConfig": {"MemorySizeInMB": 2048, "MaxConcurrency": 1}}])
+    world.sagemaker.create_endpoint_config(
+        EndpointConfigName="serverless",
+        ProductionVariants=[
+            {
+                "VariantName": "AllTraffic",
+                "ModelName": "serverless-model",
+                "ServerlessConfig": {"MemorySizeInMB": 2048, "MaxConcurrency": 1},
+            }
+        ],
+    )
     world.sagemaker.create_endpoint(EndpointName="serverless", EndpointConfigName="serverless")
     assert "CurrentServerlessConfig" in world.endpoint("serverless", "InService")["ProductionVariants"][0]
     with Load(world, "serverless", threads=6) as load:
@@ -572,8 +744,10 @@ def test_requests_are_refused_in_awss_words(world):
     assert caught.value.response["Error"]["Code"] == "ValidationException"
     assert message.startswith("3 validation errors detected: ")
     assert "Value null at 'roleArn' failed to satisfy constraint: Member must not be null" in message
-    assert "Value 'bad name' at 'trainingJobName' failed to satisfy constraint: Member must satisfy regular " \
+    assert (
+        "Value 'bad name' at 'trainingJobName' failed to satisfy constraint: Member must satisfy regular "
         "expression pattern: " in message
+    )
     with pytest.raises(ClientError, match='Could not find endpoint "arn:aws:sagemaker:us-east-1:000000000000:endpo'):
         world.sagemaker.describe_endpoint(EndpointName="Missing")
     with pytest.raises(ClientError, match="NotImplemented.*CreateTransformJob"):
@@ -583,22 +757,35 @@ def test_requests_are_refused_in_awss_words(world):
     with pytest.raises(ClientError, match="Could not assume role"):
         world.train("refused", RoleArn="arn:aws:iam::000000000000:role/nobody")
     with pytest.raises(ClientError, match="Could not access model data"):
-        world.sagemaker.create_model(ModelName="no-data", ExecutionRoleArn=world.role, PrimaryContainer={
-            "Image": "local/server:1", "ModelDataUrl": f"s3://{BUCKET}/nowhere.tar.gz"})
+        world.sagemaker.create_model(
+            ModelName="no-data",
+            ExecutionRoleArn=world.role,
+            PrimaryContainer={"Image": "local/server:1", "ModelDataUrl": f"s3://{BUCKET}/nowhere.tar.gz"},
+        )
 
 
 def test_packages_tags_and_lists(world):
     client = world.sagemaker
     client.create_model_package_group(ModelPackageGroupName="dogs", Tags=[{"Key": "a", "Value": "1"}])
-    specification = {"Containers": [{"Image": "local/server:1", "ModelDataUrl": f"s3://{BUCKET}/m.tar.gz"}],
-                     "SupportedContentTypes": ["image/jpeg"], "SupportedResponseMIMETypes": ["application/json"]}
-    arns = [client.create_model_package(ModelPackageGroupName="dogs", InferenceSpecification=specification)[
-        "ModelPackageArn"] for _ in range(3)]
+    specification = {
+        "Containers": [{"Image": "local/server:1", "ModelDataUrl": f"s3://{BUCKET}/m.tar.gz"}],
+        "SupportedContentTypes": ["image/jpeg"],
+        "SupportedResponseMIMETypes": ["application/json"],
+    }
+    arns = [
+        client.create_model_package(ModelPackageGroupName="dogs", InferenceSpecification=specification)[
+            "ModelPackageArn"
+        ]
+        for _ in range(3)
+    ]
     assert [arn.rsplit("/", 1)[1] for arn in arns] == ["1", "2", "3"]
     client.update_model_package(ModelPackageArn=arns[1], ModelApprovalStatus="Approved")
     assert client.describe_model_package(ModelPackageName=arns[1])["ModelApprovalStatus"] == "Approved"
-    pages = list(client.get_paginator("list_model_packages").paginate(
-        ModelPackageGroupName="dogs", PaginationConfig={"PageSize": 2}))
+    pages = list(
+        client.get_paginator("list_model_packages").paginate(
+            ModelPackageGroupName="dogs", PaginationConfig={"PageSize": 2}
+        )
+    )
     assert [len(page["ModelPackageSummaryList"]) for page in pages] == [2, 1]
     with pytest.raises(ClientError, match="ConflictException"):
         client.delete_model_package_group(ModelPackageGroupName="dogs")
@@ -630,11 +817,19 @@ def test_a_kill_leaves_no_orphan_and_a_restart_brings_endpoints_back(tmp_path):
         os.kill(emulator.pid, signal.SIGKILL)
         until(lambda: alive("# orphan") + alive(str(images / "server")), lambda pids: not pids, 10)
     with Emulator(state=tmp_path / "state", auth=False, keep=True, environment=environment) as emulator:
-        client = boto3.client("sagemaker", endpoint_url=emulator.endpoint_url, region_name="us-east-1",
-                              aws_access_key_id="test", aws_secret_access_key="test")
+        client = boto3.client(
+            "sagemaker",
+            endpoint_url=emulator.endpoint_url,
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
         job = client.describe_training_job(TrainingJobName="orphan")
         assert job["TrainingJobStatus"] == "Failed" and "InternalServerError" in job["FailureReason"]
-        found = until(lambda: client.describe_endpoint(EndpointName="kept"),
-                      lambda seen: seen["EndpointStatus"] in ("InService", "Failed"), 30)
+        found = until(
+            lambda: client.describe_endpoint(EndpointName="kept"),
+            lambda seen: seen["EndpointStatus"] in ("InService", "Failed"),
+            30,
+        )
         assert found["EndpointStatus"] == "InService", found
     assert not alive(str(images / "server"))

@@ -71,8 +71,10 @@ class Loop:
 
     def log(self) -> str:
         """What the functions logged."""
-        pages = self.client("logs").get_paginator("filter_log_events").paginate(
-            logGroupName="/houndloop/houndloop/functions"
+        pages = (
+            self.client("logs")
+            .get_paginator("filter_log_events")
+            .paginate(logGroupName="/houndloop/houndloop/functions")
         )
         return "\n".join(event["message"] for page in pages for event in page["events"])
 

@@ -17,8 +17,12 @@ from local.demo.settings import Weights
 
 def answer(picture, label, deployment=1):
     row = {
-        "status": "CLASSIFIED", "label": label, "confidence": Decimal("0.9"), "deployment": Decimal(deployment),
-        "model_version": f"26112216000{deployment}", "classes": [{"class": label, "probability": Decimal("0.9")}],
+        "status": "CLASSIFIED",
+        "label": label,
+        "confidence": Decimal("0.9"),
+        "deployment": Decimal(deployment),
+        "model_version": f"26112216000{deployment}",
+        "classes": [{"class": label, "probability": Decimal("0.9")}],
     }
     return Answer(picture, f"inbox/{picture.name}", row)
 

@@ -39,10 +39,16 @@ def test_colours_do_not_give_the_class_away():
     names = list(PATTERNS)
 
     def colours(seed):
-        return np.array([
-            [np.asarray(Image.open(io.BytesIO(data)).resize((2, 2))).ravel() for data in pictures(name, 24, seed, 64)]
-            for name in names
-        ], float)
+        return np.array(
+            [
+                [
+                    np.asarray(Image.open(io.BytesIO(data)).resize((2, 2))).ravel()
+                    for data in pictures(name, 24, seed, 64)
+                ]
+                for name in names
+            ],
+            float,
+        )
 
     centroids = colours(1).mean(axis=1)
     right = 0

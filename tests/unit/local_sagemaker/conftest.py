@@ -8,8 +8,9 @@ from local.sagemaker.settings import Settings
 
 @pytest.fixture
 def settings(tmp_path):
-    return Settings(state_dir=tmp_path / "sagemaker", checkout=tmp_path, max_jobs=2, stop_grace=0.5,
-                    health_timeout=5, preload=())
+    return Settings(
+        state_dir=tmp_path / "sagemaker", checkout=tmp_path, max_jobs=2, stop_grace=0.5, health_timeout=5, preload=()
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,9 @@ def test_opt_ml_is_mapped_at_the_start_of_a_word_and_after_an_equals_sign_only(c
 def test_images_become_commands(container, settings):
     folder = str(settings.checkout / "inference")
     assert container.command("local/inference:abc", [], ["serve"]) == (
-        [sys.executable, folder, "serve"], {"PYTHONPATH": folder})
+        [sys.executable, folder, "serve"],
+        {"PYTHONPATH": folder},
+    )
     argv, env = container.command("local/inference:abc", ["python3", "/opt/ml/code/x.py"], ["--a", "1"])
     assert argv == [sys.executable, f"{container.opt_ml}/code/x.py", "--a", "1"] and env == {"PYTHONPATH": folder}
     argv, env = container.command("763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2", ["python3", "-m", "a"], [])
@@ -38,18 +40,38 @@ def test_images_become_commands(container, settings):
 
 
 def test_hyperparameters_reach_the_script_as_the_toolkit_passes_them():
-    given = {"sagemaker_program": '"train.py"', "lr": '"0.1"', "batch-size": "32", "flag": "true", "e": "3",
-             "name": "plain words", "_tuning_objective_metric": "accuracy"}
+    given = {
+        "sagemaker_program": '"train.py"',
+        "lr": '"0.1"',
+        "batch-size": "32",
+        "flag": "true",
+        "e": "3",
+        "name": "plain words",
+        "_tuning_objective_metric": "accuracy",
+    }
     own = toolkit.user_hyperparameters(given)
     assert own == {"lr": "0.1", "batch-size": 32, "flag": True, "e": 3, "name": "plain words"}
-    assert toolkit.arguments(own) == ["--batch-size", "32", "-e", "3", "--flag", "True", "--lr", "0.1",
-                                      "--name", "plain words"]
+    assert toolkit.arguments(own) == [
+        "--batch-size",
+        "32",
+        "-e",
+        "3",
+        "--flag",
+        "True",
+        "--lr",
+        "0.1",
+        "--name",
+        "plain words",
+    ]
 
 
 def test_sm_variables_point_into_the_job_folder(container):
     container.write_config("inputdataconfig", {"training": {"TrainingInputMode": "File"}})
-    record = {"TrainingJobName": "job", "ResourceConfig": {"InstanceType": "ml.m5.large"},
-              "HyperParameters": {"sagemaker_program": "train.py", "lr": "0.1"}}
+    record = {
+        "TrainingJobName": "job",
+        "ResourceConfig": {"InstanceType": "ml.m5.large"},
+        "HyperParameters": {"sagemaker_program": "train.py", "lr": "0.1"},
+    }
     env = toolkit.environment(container, record, ["training"], ["--lr", "0.1"])
     assert env["SM_MODEL_DIR"] == str(container.model)
     assert env["SM_CHANNEL_TRAINING"] == str(container.opt_ml / "input" / "data" / "training")
@@ -58,10 +80,16 @@ def test_sm_variables_point_into_the_job_folder(container):
     assert json.loads(env["SM_TRAINING_ENV"])["job_name"] == "job"
 
 
-@pytest.mark.parametrize(("key", "prefix", "name"), [
-    ("data/a/1.jpg", "data/", "a/1.jpg"), ("data/a/1.jpg", "data", "a/1.jpg"),
-    ("data/m.tar.gz", "data/m.tar.gz", "m.tar.gz"), ("data2/1.jpg", "data", "data2/1.jpg"), ("1.jpg", "", "1.jpg"),
-])
+@pytest.mark.parametrize(
+    ("key", "prefix", "name"),
+    [
+        ("data/a/1.jpg", "data/", "a/1.jpg"),
+        ("data/a/1.jpg", "data", "a/1.jpg"),
+        ("data/m.tar.gz", "data/m.tar.gz", "m.tar.gz"),
+        ("data2/1.jpg", "data", "data2/1.jpg"),
+        ("1.jpg", "", "1.jpg"),
+    ],
+)
 def test_where_an_object_lands_in_its_channel(key, prefix, name):
     assert relative_name(key, prefix) == name
 
@@ -105,18 +133,28 @@ def test_a_manifest_that_would_leave_the_channel_is_refused(tmp_path):
 
 
 def policy(kind: str, wait: int, last: int, **size) -> dict:
-    return {"TrafficRoutingConfiguration": {"Type": kind, "WaitIntervalInSeconds": wait} | size,
-            "TerminationWaitInSeconds": last}
+    return {
+        "TrafficRoutingConfiguration": {"Type": kind, "WaitIntervalInSeconds": wait} | size,
+        "TerminationWaitInSeconds": last,
+    }
 
 
 def test_traffic_shifts():
     assert steps(policy("ALL_AT_ONCE", 0, 9), 2) == [(1.0, 9.0)]
     assert steps(policy("CANARY", 60, 9, CanarySize={"Type": "CAPACITY_PERCENT", "Value": 30}), 2) == [
-        (0.3, 60.0), (1.0, 9.0)]
+        (0.3, 60.0),
+        (1.0, 9.0),
+    ]
     assert steps(policy("LINEAR", 5, 9, LinearStepSize={"Type": "INSTANCE_COUNT", "Value": 1}), 3) == [
-        (pytest.approx(1 / 3), 5.0), (pytest.approx(2 / 3), 5.0), (1.0, 9.0)]
+        (pytest.approx(1 / 3), 5.0),
+        (pytest.approx(2 / 3), 5.0),
+        (1.0, 9.0),
+    ]
     assert steps(policy("LINEAR", 5, 9, LinearStepSize={"Type": "CAPACITY_PERCENT", "Value": 40}), 3) == [
-        (0.4, 5.0), (0.8, 5.0), (1.0, 9.0)]
+        (0.4, 5.0),
+        (0.8, 5.0),
+        (1.0, 9.0),
+    ]
 
 
 def test_weighted_choice_is_exact_over_short_stretches():

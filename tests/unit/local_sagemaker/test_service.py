@@ -43,19 +43,42 @@ def test_every_action_of_the_table_is_sagemakers(settings):
     assert set(SageMaker(settings).actions) <= set(validation.service_model().operation_names)
 
 
-@pytest.mark.parametrize(("request_", "expected"), [
-    ({}, "Value null at 'endpointName' failed to satisfy constraint: Member must not be null"),
-    ({"EndpointName": "x" * 64, "EndpointConfigName": "c"}, "Member must have length less than or equal to 63"),
-    ({"EndpointName": 5, "EndpointConfigName": "c"}, "Value '5' at 'endpointName'"),
-    ({"EndpointName": "e", "EndpointConfigName": "c", "Tags": [{"Key": "k"}]},
-     "Value null at 'tags.1.member.value' failed to satisfy constraint: Member must not be null"),
-    ({"EndpointName": "e", "EndpointConfigName": "c", "DeploymentConfig": {"BlueGreenUpdatePolicy": {
-        "TrafficRoutingConfiguration": {"Type": "SLOW", "WaitIntervalInSeconds": 1}}}},
-     "Member must satisfy enum value set: [ALL_AT_ONCE, CANARY, LINEAR]"),
-    ({"EndpointName": "e", "EndpointConfigName": "c", "DeploymentConfig": {"BlueGreenUpdatePolicy": {
-        "TrafficRoutingConfiguration": {"Type": "CANARY", "WaitIntervalInSeconds": 9999}}}},
-     "Member must have value less than or equal to 3600"),
-])
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        ({}, "Value null at 'endpointName' failed to satisfy constraint: Member must not be null"),
+        ({"EndpointName": "x" * 64, "EndpointConfigName": "c"}, "Member must have length less than or equal to 63"),
+        ({"EndpointName": 5, "EndpointConfigName": "c"}, "Value '5' at 'endpointName'"),
+        (
+            {"EndpointName": "e", "EndpointConfigName": "c", "Tags": [{"Key": "k"}]},
+            "Value null at 'tags.1.member.value' failed to satisfy constraint: Member must not be null",
+        ),
+        (
+            {
+                "EndpointName": "e",
+                "EndpointConfigName": "c",
+                "DeploymentConfig": {
+                    "BlueGreenUpdatePolicy": {
+                        "TrafficRoutingConfiguration": {"Type": "SLOW", "WaitIntervalInSeconds": 1}
+                    }
+                },
+            },
+            "Member must satisfy enum value set: [ALL_AT_ONCE, CANARY, LINEAR]",
+        ),
+        (
+            {
+                "EndpointName": "e",
+                "EndpointConfigName": "c",
+                "DeploymentConfig": {
+                    "BlueGreenUpdatePolicy": {
+                        "TrafficRoutingConfiguration": {"Type": "CANARY", "WaitIntervalInSeconds": 9999}
+                    }
+                },
+            },
+            "Member must have value less than or equal to 3600",
+        ),
+    ],
+)
 def test_constraints_of_the_service_model(request_, expected):
     with pytest.raises(ValidationException) as caught:
         validation.validate("CreateEndpoint", request_)
@@ -86,13 +109,17 @@ def test_metrics_are_read_from_the_log_and_the_last_value_stays():
 
 
 def test_parameter_ranges_become_a_search_space():
-    space = SearchSpace({
-        "ContinuousParameterRanges": [
-            {"Name": "lr", "MinValue": "0.0001", "MaxValue": "0.1", "ScalingType": "Auto"},
-            {"Name": "momentum", "MinValue": "0.5", "MaxValue": "0.999", "ScalingType": "ReverseLogarithmic"},
-            {"Name": "drop", "MinValue": "0", "MaxValue": "0.5", "ScalingType": "Linear"}],
-        "IntegerParameterRanges": [{"Name": "epochs", "MinValue": "1", "MaxValue": "8", "ScalingType": "Linear"}],
-        "CategoricalParameterRanges": [{"Name": "batch-size", "Values": ["16", "32"]}]})
+    space = SearchSpace(
+        {
+            "ContinuousParameterRanges": [
+                {"Name": "lr", "MinValue": "0.0001", "MaxValue": "0.1", "ScalingType": "Auto"},
+                {"Name": "momentum", "MinValue": "0.5", "MaxValue": "0.999", "ScalingType": "ReverseLogarithmic"},
+                {"Name": "drop", "MinValue": "0", "MaxValue": "0.5", "ScalingType": "Linear"},
+            ],
+            "IntegerParameterRanges": [{"Name": "epochs", "MinValue": "1", "MaxValue": "8", "ScalingType": "Linear"}],
+            "CategoricalParameterRanges": [{"Name": "batch-size", "Values": ["16", "32"]}],
+        }
+    )
     assert space.distributions["lr"].log and not space.distributions["drop"].log
     assert space.distributions["momentum"].low == pytest.approx(0.001)
     values = space.values({"lr": 0.01, "momentum": 0.1, "epochs": 3, "batch-size": "32"})

@@ -66,7 +66,7 @@ def job_environment(opt_ml: Path) -> dict[str, str]:
         "SM_CHANNEL_TRAINING": str(opt_ml / "input/data/training"),
         "SM_HOSTS": '["algo-1"]',
         "TRAINING_JOB_NAME": "a-training-job",
-        "OMP_NUM_THREADS": "1"  # threads that wait for each other are slow on a busy machine,
+        "OMP_NUM_THREADS": "1",  # threads that wait for each other are slow on a busy machine,
     }
 
 
