@@ -182,7 +182,7 @@ class Emulator:
         finally:
             # Whatever did not go with it: after a kill, or because it was started at the last moment.
             processes.end([*below, *_session(process.pid)])
-            if not self.keep:
+            with contextlib.suppress(EmulatorError), self._lock_state():  # the next one may have the folder by now
                 shutil.rmtree(self.state / "tmp", ignore_errors=True)
 
     def __enter__(self) -> Emulator:

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import psutil
 from botocore.exceptions import BotoCoreError, ClientError
 
+from local import processes
 from local.emulator import CHECKOUT, REGION, Emulator, tail
 
 # What a build depends on; a folder stands for all files below it.
@@ -244,8 +246,8 @@ class Stack:
                         self.progress(printed.rstrip())
                 status = process.wait()
             except BaseException:
-                process.terminate()
-                process.wait()
+                # A build runs pip below sam, and a signal to this process alone does not reach either.
+                processes.end([psutil.Process(process.pid), *processes.descendants(process.pid)])
                 raise
         if status:
             raise StackError(f"sam {command} failed:\n{tail(self.log, 40)}")

@@ -38,7 +38,9 @@ def delete(stack: str, ask: Callable[[str], str] | None) -> int:
     cloudformation = boto3.client("cloudformation")
     try:
         found = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
-    except ClientError:
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ValidationError":
+            raise
         print(f"There is no stack {stack} in {cloudformation.meta.region_name}.", file=sys.stderr)
         return 1
     outputs = {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}

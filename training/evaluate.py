@@ -1,5 +1,6 @@
 """Compares the challenger with the champion on the test split, with the code that serves: what an evaluation job runs.
 
+    export PYTHONPATH=../inference  # in a checkout, where preprocessing.py has its place
     python evaluate.py --dataset snapshot --images images --challenger new/model.tar.gz --output evaluation
     python evaluate.py … --champion live/model.tar.gz
 
@@ -13,6 +14,7 @@ import argparse
 import json
 import statistics
 import sys
+import tarfile
 import tempfile
 import time
 from collections import Counter
@@ -23,7 +25,7 @@ import numpy as np
 
 import artifact
 import preprocessing
-from predictor import Predictor
+from predictor import BadArtifact, Predictor
 from preprocessing import BrokenImage
 
 
@@ -142,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
         champion = container / "input/champion"
     try:
         result = evaluate(options.dataset, options.images, options.challenger, champion, options.output)
-    except (EvaluationError, ValueError) as error:
+    except (BadArtifact, ValueError, tarfile.TarError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         artifact.exit_message(container, str(error))
         return 1

@@ -1,5 +1,6 @@
 """Decodes each picture of a dataset snapshot once, into arrays that training reads without decoding again.
 
+    export PYTHONPATH=../inference  # in a checkout, where preprocessing.py has its place
     python prepare.py --image-size 224          # in a SageMaker processing job: every path has its container default
     python prepare.py --image-size 64 --dataset snapshot --images images --output prepared
 

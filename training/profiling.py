@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,12 +21,10 @@ MAX_FINDINGS_BYTES = 100_000  # Step Functions reads findings.json; a state's pa
 class Profile:
     """`with Profile(…) as profile:` around the epochs, `profile.phase(…)` at the start of each, then `report`."""
 
-    def __init__(
-        self, folder: Path, started: float, trained: Any, criterion: Any, steps_per_epoch: int, total_steps: int
-    ) -> None:
-        """`trained`: the module whose gradients are watched; `started`: the process's start (time.time)."""
+    def __init__(self, folder: Path, trained: Any, criterion: Any, steps_per_epoch: int, total_steps: int) -> None:
+        """`trained`: the module whose gradients are watched."""
         self.tensors = folder / "tensors"
-        self.sampler = Sampler(folder / "profiler", started=started)
+        self.sampler = Sampler(folder / "profiler")
         self.losses_per_epoch = math.ceil(steps_per_epoch / debugging.loss_interval(total_steps))
         self.hook: Any = None
         self.hook_error = ""
@@ -172,7 +171,7 @@ def tuning_trials(tuning_job: str) -> list[dict]:
     try:
         import boto3
 
-        client = boto3.client("sagemaker")
+        client = boto3.client("sagemaker", region_name=os.environ.get("AWS_REGION"))
         pages = client.get_paginator("list_training_jobs_for_hyper_parameter_tuning_job").paginate(
             HyperParameterTuningJobName=tuning_job
         )
@@ -196,7 +195,7 @@ def upload(run_uri: str, files: dict[str, str], folder: Path) -> None:
     import boto3
 
     bucket, _, prefix = run_uri.removeprefix("s3://").rstrip("/").partition("/")
-    client = boto3.client("s3")
+    client = boto3.client("s3", region_name=os.environ.get("AWS_REGION"))
     for name, kind in files.items():
         client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=(folder / name).read_bytes(), ContentType=kind)
     print(f"uploaded {', '.join(files)} to {run_uri}", flush=True)

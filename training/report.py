@@ -98,7 +98,7 @@ def plots(figures: list[go.Figure]) -> list[str]:
     drawn = []
     for figure in figures:
         figure.update_layout(
-            template="plotly_white", height=320, margin={"l": 50, "r": 20, "t": 40, "b": 40},
+            template="plotly_white", height=figure.layout.height or 320, margin={"l": 50, "r": 20, "t": 40, "b": 40},
             legend={"orientation": "h", "y": -0.2}, font={"size": 12},
         )  # fmt: skip
         wide = " class=wide" if figure.layout.meta == "wide" else ""
@@ -128,13 +128,20 @@ def findings_table(findings: list[Finding]) -> str:
     rows = []
     for finding in sorted(findings, key=lambda f: (not f.blocking, order[f.status])):
         blocking = " <span class=blocking>blocks promotion</span>" if finding.blocking else ""
-        evidence = ", ".join(f"{key} {value}" for key, value in (finding.evidence or {}).items() if value is not None)
+        evidence = evidence_text(finding.evidence or {})
         parameters = ", ".join(f"{key}={value}" for key, value in finding.parameters.items())
         rows.append(
             f"<tr><td>{finding.rule}<td class={finding.status}>{finding.status}{blocking}<td>{html.escape(evidence)}"
             f"<td>{html.escape(finding.advice)}<td><code>{html.escape(parameters)}</code>"
         )
     return "<table><tr><th>Rule<th>Status<th>Evidence<th>What to do<th>Parameters" + "".join(rows) + "</table>"
+
+
+def evidence_text(evidence: dict[str, Any]) -> str:
+    """`tensor: value`, then where and what else."""
+    more = {key: value for key, value in evidence.items() if key not in ("tensor", "value") and value is not None}
+    subject = ": ".join(str(evidence[key]) for key in ("tensor", "value") if evidence.get(key) is not None)
+    return ", ".join(filter(None, [subject, *(f"{key} {value}" for key, value in more.items())]))
 
 
 def skipped_table(skipped: list[dict]) -> str:
@@ -156,12 +163,15 @@ def learning_figures(report: Report) -> list[go.Figure]:
             values = [_finite(row[f"{split}_{name}"]) for row in report.history]
             figure.add_scatter(x=epochs, y=values, name=split, mode="lines+markers", line={"color": colour})
         if best:
-            figure.add_vline(x=best, line={"color": "#8a94a0", "dash": "dot"}, annotation_text="kept")
+            side = "top left" if best > len(epochs) / 2 else "top right"
+            mark = {"color": "#8a94a0", "dash": "dot"}
+            figure.add_vline(x=best, line=mark, annotation_text="kept", annotation_position=side)
         figures.append(figure)
-    rate = go.Figure(layout={"title": "Learning rate at the start of each epoch", "xaxis": {"title": "epoch"}})
+    rate = go.Figure(layout={"title": "Learning rate at the start of each epoch", "xaxis": {"title": "epoch"},
+                             "yaxis": {"tickformat": "~g"}})  # fmt: skip
     rate.add_scatter(x=epochs, y=[row["lr"] for row in report.history], mode="lines+markers", line={"color": THIRD})
-    norms = go.Figure(layout={"title": "Gradient norms by layer (l2)", "xaxis": {"title": "step"},
-                              "yaxis": {"type": "log"}, "showlegend": False})  # fmt: skip
+    norms = go.Figure(layout={"title": "Gradient norms by layer (l2)", "xaxis": {"title": "step"}, "showlegend": False,
+                              "yaxis": {"type": "log", "dtick": 1, "exponentformat": "power"}})  # fmt: skip
     layers = {name: rows for name, rows in report.gradients.items() if name.endswith("weight")}
     for number, (name, rows) in enumerate(layers.items()):
         shade = f"hsl({210 + 140 * number / max(1, len(layers) - 1):.0f}, 55%, 45%)"
@@ -199,6 +209,7 @@ def class_figures(report: Report) -> list[go.Figure]:
     matrix = np.array(report.confusion)
     figure = go.Figure(layout={"title": "Confusion matrix", "meta": "wide", "xaxis": {"title": "predicted"},
                                "yaxis": {"title": "true class", "autorange": "reversed"}})  # fmt: skip
+    figure.update_layout(height=max(320, min(60 + 24 * len(report.classes), 1000)))
     counts = "%{z}" if len(report.classes) <= 20 else None
     figure.add_heatmap(
         z=matrix, x=report.classes, y=report.classes, texttemplate=counts, colorscale="Blues", showscale=False
@@ -257,13 +268,17 @@ def trial_figures(trials: list[dict]) -> list[go.Figure]:
     for name in names:
         values = [float(trial[name]) for trial in done]
         if name == "lr":
-            dimensions.append({"label": "lr (log10)", "values": [math.log10(value) for value in values]})
+            dimensions.append({"label": "lr (log10)", "values": [round(math.log10(value), 2) for value in values]})
         else:
             dimensions.append({"label": name, "values": values})
     objective = [trial["objective"] for trial in done]
     dimensions.append({"label": "validation accuracy", "values": objective})
-    figure = go.Figure(layout={"title": "Trials", "meta": "wide"})
-    figure.add_parcoords(dimensions=dimensions, line={"color": objective, "colorscale": "Blues", "showscale": True})
+    figure = go.Figure(layout={"meta": "wide"})
+    figure.add_parcoords(
+        dimensions=dimensions,
+        domain={"y": [0, 0.9]},
+        line={"color": objective, "colorscale": [[0, "#b9cfe8"], [1, "#0b3a78"]], "showscale": True},
+    )
     return [figure]
 
 
@@ -273,7 +288,7 @@ def trial_table(trials: list[dict]) -> str:
     rows = []
     for trial in sorted(trials, key=lambda t: -(t["objective"] if t["objective"] is not None else -1)):
         mark = " ★" if trial["objective"] is not None and trial["objective"] == best else ""
-        cells = "".join(f"<td class=n>{html.escape(str(trial.get(name, '')))}" for name in names)
+        cells = "".join(f"<td class=n>{float(trial[name]):.4g}" for name in names)
         rows.append(f"<tr><td>{html.escape(trial['name'])}{mark}<td>{trial['status']}{cells}"
                     f"<td class=n>{_percent(trial['objective'])}")  # fmt: skip
     head = "".join(f"<th class=n>{html.escape(name)}" for name in names)

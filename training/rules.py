@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Evidence = dict[str, Any]  # step, tensor, value
+TINY = 1e-12  # a loss may be 0, and relative changes are asked for
 
 
 @dataclass
@@ -150,7 +151,7 @@ def loss_not_decreasing(
     learnt = min(means[1:]) < means[0] * (1 - diff_percent / 100)
     for number, before in enumerate(means[:-1]):
         lowest = min(means[number + 1 :])
-        fall = (before - lowest) / before * 100
+        fall = (before - lowest) / max(before, TINY) * 100
         if fall < -increase_threshold_percent or (fall < diff_percent and not learnt):
             step = windows[number + 1][-1][0]
             return {"step": step, "tensor": "train loss", "value": round(lowest, 6), "before": round(before, 6),
@@ -164,10 +165,10 @@ def overfit(seen: Observations, start_step: int, patience: int, ratio_threshold:
     for step, train, validation in seen.epochs():
         if step < start_step:
             continue
-        ratio = (validation - train) / train
+        ratio = (validation - train) / max(train, TINY)
         exceeded = exceeded + 1 if ratio > ratio_threshold else 0
         if exceeded > patience:
-            return {"step": step, "tensor": "validation loss", "value": round(ratio, 4)}
+            return {"step": step, "tensor": "excess of the validation loss", "value": round(ratio, 4)}
     return None
 
 

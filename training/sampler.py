@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 from rules import SystemObservations
 
 NODE = "algo-1"
@@ -27,24 +29,18 @@ INTERVAL = 0.5  # seconds; SageMaker's own default
 class Sampler:
     """`with Sampler(folder) as sampler:` samples in a thread; `step` records each training step's times."""
 
-    def __init__(self, folder: Path, interval: float = INTERVAL, started: float | None = None) -> None:
-        """`started`: when the process began (time.time), for the start-up time."""
-        import psutil
-
+    def __init__(self, folder: Path, interval: float = INTERVAL) -> None:
         self.folder, self.interval = folder / "system" / "incremental", interval
         self.seen = SystemObservations()
         self.times: list[float] = []  # of each sample, seconds since the epoch
         self.io: list[dict[str, float]] = []  # of each sample: disk and network bytes a second
-        self._started = started if started is not None else psutil.Process().create_time()
+        self._started = psutil.Process().create_time()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-        self._psutil = psutil
         self._gpus = _gpu_handles()
         self._last: tuple[float, Any, Any] | None = None
 
     def __enter__(self) -> Sampler:
-        self._psutil.cpu_percent(percpu=True)  # the first call only starts the measurement
-        self._psutil.cpu_times_percent()
         self._thread.start()
         return self
 
@@ -62,12 +58,14 @@ class Sampler:
         self.seen.wait_seconds.append(waited)
 
     def _run(self) -> None:
+        psutil.cpu_percent(percpu=True)  # a thread's first call only starts its measurement
+        psutil.cpu_times_percent()
         while not self._stop.wait(self.interval):
             self.sample()
 
     def sample(self) -> None:
         """Takes one sample and writes its lines."""
-        psutil, now = self._psutil, time.time()
+        now = time.time()
         cores = psutil.cpu_percent(percpu=True)
         waiting = getattr(psutil.cpu_times_percent(), "iowait", 0.0)  # Linux only
         memory = psutil.virtual_memory().percent
@@ -91,7 +89,7 @@ class Sampler:
 
     def _rates(self, now: float) -> list[dict]:
         """Disk and network bytes a second since the last sample."""
-        disk, network = self._psutil.disk_io_counters(), self._psutil.net_io_counters()
+        disk, network = psutil.disk_io_counters(), psutil.net_io_counters()
         last, self._last = self._last, (now, disk, network)
         rates = {"disk_read": 0.0, "disk_write": 0.0, "received": 0.0, "sent": 0.0}
         if last and now > last[0]:

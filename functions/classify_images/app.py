@@ -32,6 +32,7 @@ tracer = Tracer()
 INBOX = "inbox/"
 QUARANTINE = "quarantine/"
 MAX_KEY_BYTES = 1024  # S3's limit
+MAX_COPY_BYTES = 5 * 1024**3  # CopyObject's limit
 GONE = {"NoSuchKey", "NoSuchVersion", "404", "MethodNotAllowed"}
 
 
@@ -152,13 +153,14 @@ def reject(event: ObjectEvent, reason: str) -> None:
             **version,
         )
         target = quarantine_key(event.key)
-        s3().copy_object(
-            Bucket=event.bucket,
-            Key=target,
-            CopySource={"Bucket": event.bucket, "Key": event.key, **version},
-            TaggingDirective="REPLACE",
-            Tagging=urlencode(tags),
-        )
+        if event.size <= MAX_COPY_BYTES:
+            s3().copy_object(
+                Bucket=event.bucket,
+                Key=target,
+                CopySource={"Bucket": event.bucket, "Key": event.key, **version},
+                TaggingDirective="REPLACE",
+                Tagging=urlencode(tags),
+            )
         note = {"key": event.key, "version_id": event.version_id, "reason": reason, "at": clock.iso(clock.now())}
         s3().put_object(
             Bucket=event.bucket,

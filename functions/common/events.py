@@ -23,6 +23,8 @@ class ObjectEvent:
     sequencer: str
     size: int
     deleted: bool = False
+    erased: bool = False
+    """Deleted for good: this version alone, which need not be the newest; no marker hides the key."""
     replayed: bool = False
     """Sent by the system itself: the picture is to be classified again although nothing about it changed."""
     postponed: int = 0
@@ -55,6 +57,7 @@ class ObjectEvent:
                 sequencer=sequencer.ljust(SEQUENCER_WIDTH, "0"),
                 size=int(thing.get("size", 0)),
                 deleted=event.get("detail-type") == "Object Deleted",
+                erased=detail.get("deletion-type") == "Permanently Deleted",
                 replayed=bool(detail.get("replayed", False)),
                 postponed=int(detail.get("postponed", 0)),
             )

@@ -128,8 +128,13 @@ def record(event: ObjectEvent, **attributes: Any) -> bool:
 
 
 def is_recorded(event: ObjectEvent) -> bool:
-    """True when this or a newer event of the object was recorded."""
+    """True when `event` says nothing new: it or a newer one was recorded, or it erased a version that is not the label.
+
+    Old versions are erased by the bucket's lifecycle, long after a newer one took their place.
+    """
     item = table().get_item(Key={"pk": f"label#{event.image}"}, ConsistentRead=True).get("Item")
+    if event.erased and (not item or item["version_id"] != event.version_id):
+        return True
     return bool(item) and item["sequencer"] >= event.sequencer
 
 

@@ -56,6 +56,8 @@ def register(event: ObjectEvent) -> None:
         return
     try:
         class_name = ledger.class_of(event.key)
+        if event.size > (most := int(os.environ["MAX_IMAGE_BYTES"])):
+            raise BrokenImage(f"larger than {most // 1_000_000} MB: {event.size / 1e6:.1f} MB")
         data = _fetch(event)
         if data is None:
             return

@@ -439,7 +439,7 @@ def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             * rng.uniform(0.97, 1.03, (2, 3))
         )
         lightness = pair @ np.array([0.3, 0.59, 0.11])
-        if abs(lightness[0] - lightness[1]) > 68:
+        if abs(lightness[0] - lightness[1]) > 90:
             return pair[0].astype(np.float32), pair[1].astype(np.float32)
 
 

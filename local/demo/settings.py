@@ -45,7 +45,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
     parser.add_argument("--keep", default=os.environ.get("KEEP", ""), nargs="?", const="1", help="leave the stack up")
     parser.add_argument("--port", default=os.environ.get("PORT") or DEFAULT_PORT, help="of AWS on this machine")
     parser.add_argument("--seed", type=int, default=7, help="of the drawn pictures")
-    parser.add_argument("--labelled", type=int, default=60, help="drawn pictures to label per class")
+    parser.add_argument("--labelled", type=int, default=70, help="drawn pictures to label per class")
     parser.add_argument("--state", default=CHECKOUT / ".houndloop", help="folder for everything that it writes")
     parser.add_argument("--down", action="store_true", help="only stop what KEEP=1 left up")
     given = parser.parse_args(arguments)

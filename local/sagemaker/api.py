@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 from urllib.parse import unquote
 
-from . import emulator, validation
+from . import host, validation
 from .endpoints import Endpoints
 from .errors import NotImplementedLocally, SageMakerError, UnknownOperation, ValidationException
 from .jobs import Work
@@ -91,7 +91,7 @@ class SageMaker:
         self.recovered = True
         shutil.rmtree(self.settings.state_dir / "models", ignore_errors=True)  # unpacked for servers that are gone
         for account, region in sorted(self.store.scopes()):
-            with emulator.scope(account, region):
+            with host.scope(account, region):
                 self.tuning.recover()
                 self.training.recover()
                 self.processing.recover()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -62,13 +63,18 @@ class Container:
         path = self.output / "failure"
         return path.read_text(errors="replace").strip() if path.is_file() else ""
 
-    def last_lines(self, count: int = 12) -> str:
-        """The end of the log, for a failure's reason."""
-        if not self.log.is_file():
-            return ""
-        with self.log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
-            return "\n".join(log.read().decode(errors="replace").splitlines()[-count:])
+    def clear(self) -> None:
+        """Removes `/opt/ml`, whose outputs are in S3 by now; the log stays. Blocking."""
+        shutil.rmtree(self.folder / "opt", ignore_errors=True)
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The end of a log, for a failure's reason."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
+        return log.read().decode(errors="replace").splitlines()[-count:]
 
 
 def resource_config(instance_type: str) -> dict:

@@ -9,10 +9,9 @@ import math
 import shutil
 import time
 import uuid
-from collections.abc import Coroutine
 from pathlib import Path
 
-from . import emulator
+from . import host
 from .errors import (
     ModelError,
     RequestEntityTooLarge,
@@ -81,7 +80,6 @@ class Endpoints:
     def __init__(self, store: Store, work: Work, registry: Registry) -> None:
         self.store, self.work, self.registry = store, work, registry
         self.traffic: dict[str, Traffic] = {}  # by ARN
-        self.tasks: dict[str, asyncio.Task] = {}  # the creation, update or deletion at work, by ARN
 
     # Control plane
 
@@ -110,11 +108,8 @@ class Endpoints:
             _tags=request.get("Tags", []),
         )
         self.store.save(endpoint)
-        self._start(endpoint, self._create(endpoint))
+        self.work.start(self._create(endpoint))
         return {"EndpointArn": endpoint_arn}
-
-    def _start(self, endpoint: Record, work: Coroutine) -> None:
-        self.tasks[endpoint["_arn"]] = self.work.start(work)
 
     async def _create(self, endpoint: Record) -> None:
         fleet: Fleet | None = None
@@ -183,7 +178,7 @@ class Endpoints:
         """The fleet of a configuration: models unpacked once each, no process started yet."""
         config = self.registry.config(config_name)
         log_group = f"/aws/sagemaker/Endpoints/{endpoint['EndpointName']}"
-        folder = self.work.settings.state_dir / "endpoints" / emulator.account() / emulator.region() / endpoint["_name"]
+        folder = self.work.settings.state_dir / "endpoints" / host.account() / host.region() / endpoint["_name"]
         folder.mkdir(parents=True, exist_ok=True)
         counts = [
             1 if "ServerlessConfig" in item else item["InitialInstanceCount"] for item in config["ProductionVariants"]
@@ -191,7 +186,7 @@ class Endpoints:
         variants = []
         for definition, count in zip(config["ProductionVariants"], counts, strict=True):
             container, role = self.registry.model_container(definition["ModelName"])
-            role_environment = emulator.role_environment(role, endpoint["_arn"])
+            role_environment = host.role_environment(role, endpoint["_arn"])
             model = await self._model_folder(container, Transfers(role_environment, role))
             argv = serving_command(container["Image"], self.work.settings.checkout)
             env = serving_environment(container, model, role_environment, sum(counts))
@@ -250,7 +245,7 @@ class Endpoints:
         if endpoint["EndpointStatus"] not in ("InService", "Failed", "OutOfService"):
             raise ValidationException(f'Cannot update in-progress endpoint "{endpoint["_arn"]}".')
         self._become(endpoint, "Deleting")
-        self._start(endpoint, self._delete(endpoint))
+        self.work.start(self._delete(endpoint))
         return {}
 
     async def _delete(self, endpoint: Record) -> None:
@@ -258,7 +253,6 @@ class Endpoints:
         if traffic:
             await self._retire(traffic.blue)
         self.store.delete(endpoint)
-        self.tasks.pop(endpoint["_arn"], None)
 
     async def _retire(self, fleet: Fleet) -> None:
         """Drains and stops a fleet, and removes its unpacked models; a fleet without requests has nothing to drain."""
@@ -299,7 +293,7 @@ class Endpoints:
             "ProductionVariants": [],
         }
         self._become(endpoint, "Updating")
-        self._start(endpoint, self._update(endpoint, config_name, endpoint["LastDeploymentConfig"]))
+        self.work.start(self._update(endpoint, config_name, endpoint["LastDeploymentConfig"]))
         return {"EndpointArn": endpoint["_arn"]}
 
     def _check_deployment(self, deployment: dict, config_name: str) -> None:
@@ -310,7 +304,7 @@ class Endpoints:
         alarms = deployment.get("AutoRollbackConfiguration", {}).get("Alarms", [])
         missing = [
             name
-            for name, state in emulator.alarm_states(item.get("AlarmName", "") for item in alarms).items()
+            for name, state in host.alarm_states(item.get("AlarmName", "") for item in alarms).items()
             if state is None
         ]
         if missing:
@@ -383,7 +377,7 @@ class Endpoints:
         """Waits while watching the alarms; raises RolledBack."""
         end = time.monotonic() + seconds
         while True:
-            ringing = [name for name, state in emulator.alarm_states(alarms).items() if state == "ALARM"]
+            ringing = [name for name, state in host.alarm_states(alarms).items() if state == "ALARM"]
             if ringing:
                 raise RolledBack(
                     "The endpoint update was rolled back because the following CloudWatch alarms went "
@@ -406,12 +400,11 @@ class Endpoints:
         began = time.perf_counter()
         endpoint = self.store.find(KIND, name)
         if endpoint is None or endpoint["EndpointStatus"] == "Deleting":
-            raise ValidationError(f"Endpoint {name} of account {emulator.account()} not found.")
+            raise ValidationError(f"Endpoint {name} of account {host.account()} not found.")
         traffic = self.traffic.get(endpoint["_arn"])
         if traffic is None:
             raise ValidationError(
-                f"Endpoint {name} of account {emulator.account()} is not in service (status "
-                f"{endpoint['EndpointStatus']})."
+                f"Endpoint {name} of account {host.account()} is not in service (status {endpoint['EndpointStatus']})."
             )
         variant = self._variant(traffic.choose(), headers.get("x-amzn-sagemaker-target-variant"))
         limit = SERVERLESS_BODY_LIMIT if variant.serverless else REAL_TIME_BODY_LIMIT
@@ -477,20 +470,20 @@ class Endpoints:
             ("ModelLatency", latency * 1e6, "Microseconds"),
             ("OverheadLatency", max(0.0, overhead) * 1e6, "Microseconds"),
         ):
-            emulator.record_metric(NAMESPACE, name, value, unit, dimensions)
+            host.record_metric(NAMESPACE, name, value, unit, dimensions)
 
     @staticmethod
     def _model_error(name: str, status: int, answer: bytes) -> ModelError:
         side = "client" if 400 <= status < 500 else "server"
         original = answer.decode(errors="replace")
-        group, region = f"/aws/sagemaker/Endpoints/{name}", emulator.region()
+        group, region = f"/aws/sagemaker/Endpoints/{name}", host.region()
         return ModelError(
             f'Received {side} error ({status}) from primary with message "{original}". See '
             f"https://{region}.console.aws.amazon.com/cloudwatch/home?region={region}#logEventViewer:group={group} in "
-            f"account {emulator.account()} for more information.",
+            f"account {host.account()} for more information.",
             OriginalStatusCode=status,
             OriginalMessage=original,
-            LogStreamArn=f"arn:aws:logs:{region}:{emulator.account()}:log-group:{group}",
+            LogStreamArn=f"arn:aws:logs:{region}:{host.account()}:log-group:{group}",
         )
 
     def recover(self) -> None:
@@ -502,7 +495,7 @@ class Endpoints:
             elif status != "Failed":
                 endpoint.pop("PendingDeploymentSummary", None)
                 self._become(endpoint, "Creating" if status == "Creating" else "Updating")
-                self._start(endpoint, self._create(endpoint))
+                self.work.start(self._create(endpoint))
 
 
 def default_deployment() -> dict:

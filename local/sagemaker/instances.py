@@ -13,6 +13,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from .container import last_lines
 from .jobs import LogFollower, Work
 from .processes import Process, SpawnError, base_environment
 from .settings import INVOCATION_TIMEOUT, LOCAL_IMAGE
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 PING_INTERVAL = 0.2  # seconds between health checks of a starting instance
 RESTART_DELAY = 0.5  # seconds before a dead instance is started again; doubled each time, up to a minute
 IDLE_LIMIT = 2.0  # seconds a connection may lie idle: less than any server's keep-alive, so none is found closed
-STARTS_BEFORE_FAILURE = 3  # ends before the first 200 of /ping after which a fleet is given up
+STARTS_BEFORE_FAILURE = 3  # ends before the first 200 of /ping after which a fleet is given up; later it never is
 
 
 class NotReached(Exception):
@@ -125,7 +126,7 @@ class Instance:
         self._task = self.work.start(self._keep_alive())
 
     async def _keep_alive(self) -> None:
-        delay, starts = RESTART_DELAY, 0
+        delay, starts, served = RESTART_DELAY, 0, False
         async with LogFollower(self.log, self.log_group, self.stream):
             while not self._stopping:
                 starts += 1
@@ -142,19 +143,23 @@ class Instance:
                     code = await self._process.wait()
                 finally:
                     pinging.cancel()
-                healthy, self.ready = self.ready, False
+                served, self.ready = served or self.ready, False
                 self._forget_connections()
                 if self._stopping:
                     return
                 logger.warning("%s ended with code %d; starting it again", self.stream, code)
-                if not healthy and starts >= STARTS_BEFORE_FAILURE:
+                if not served and starts >= STARTS_BEFORE_FAILURE:
                     self.failure = f"it ended {starts} times before it was healthy, the last time with code {code}"
                     return
                 if time.monotonic() - began > 60:
                     delay = RESTART_DELAY
                 await asyncio.sleep(delay)
                 delay = min(60.0, delay * 2)
-                starts = 0 if healthy else starts
+
+    def last_words(self) -> str:
+        """The end of the server's log, to go with a reason."""
+        lines = last_lines(self.log, 8)
+        return " Last lines of its log: " + " | ".join(lines) if lines else ""
 
     async def _ping_until_ready(self, process: Process) -> None:
         while process.running:
@@ -266,7 +271,7 @@ class Fleet:
                             f"The primary container for production variant {variant.name} did not pass the ping "
                             "health check. Please check CloudWatch logs for this endpoint."
                             + (f" ({instance.failure})" if instance.failure else "")
-                            + last_lines(instance.log)
+                            + instance.last_words()
                         )
                     await asyncio.sleep(0.05)
 
@@ -306,14 +311,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def last_lines(log: Path, count: int = 8) -> str:
-    """The end of a server's log, to go with a reason."""
-    if not log.is_file():
-        return ""
-    lines = log.read_text(errors="replace").splitlines()[-count:]
-    return " Last lines of its log: " + " | ".join(lines) if lines else ""
 
 
 def smooth_choice(items: list[Any], weights: list[float]) -> Any:

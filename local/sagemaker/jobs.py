@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import logging
 import re
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import emulator
+from . import host
 from .container import Container
 from .errors import NotImplementedLocally, ValidationException
 from .processes import Processes, SpawnError
@@ -22,19 +21,13 @@ from .store import now
 
 logger = logging.getLogger(__name__)
 FOLLOW_INTERVAL = 0.25  # seconds between looks at a log file
+CHUNK = 1 << 18  # bytes of a log at a time, so that a flood of it does not hold up the event loop
+LINE_LIMIT = 1 << 18  # bytes of a line; a longer one (progress bars end none) is cut, as the CloudWatch agent does
 FAILURE_REASON_LIMIT = 1024  # characters, the length of FailureReason
 
 
 class Stopped(Exception):
     """The job was asked to stop before its process began."""
-
-
-@dataclass
-class Control:
-    """The handle on a job at work."""
-
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task | None = None
 
 
 @dataclass
@@ -136,39 +129,45 @@ class LogFollower:
         self.path, self.group, self.stream, self.on_line = path, group, stream, on_line
         self._offset = 0
         self._partial = b""
+        self._ended = asyncio.Event()
         self._task: asyncio.Task | None = None
 
     async def __aenter__(self) -> LogFollower:
-        await emulator.open_log_stream(self.group, self.stream)
+        await host.open_log_stream(self.group, self.stream)
         self._task = asyncio.create_task(self._follow())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._ended.set()
         if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        await self._copy(last=True)
+            await self._task
 
     async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(FOLLOW_INTERVAL)
-            # Shielded: a cancel in the middle would lose lines that were read and not yet sent.
-            await asyncio.shield(self._copy())
+        while not self._ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), FOLLOW_INTERVAL)
+            await self._copy()
+        await self._copy()  # what was written while the last look was on its way
+        if self._partial:
+            await self._send([self._partial])
 
-    async def _copy(self, last: bool = False) -> None:
+    async def _copy(self) -> None:
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
             file.seek(self._offset)
-            data = file.read()
-            self._offset += len(data)
-            *lines, self._partial = (self._partial + data).split(b"\n")
-            if last and self._partial:
-                lines, self._partial = [*lines, self._partial], b""
-            texts = [line.decode(errors="replace").rstrip("\r") for line in lines]
-            if self.on_line:
-                for text in texts:
-                    self.on_line(text)
-            await emulator.put_log_lines(self.group, self.stream, texts)
+            while data := file.read(CHUNK):
+                self._offset += len(data)
+                *lines, self._partial = (self._partial + data).split(b"\n")
+                if len(self._partial) >= LINE_LIMIT:
+                    lines, self._partial = [*lines, self._partial], b""
+                await self._send(lines)
+                await asyncio.sleep(0)
+
+    async def _send(self, lines: list[bytes]) -> None:
+        texts = [line.decode(errors="replace").rstrip("\r") for line in lines]
+        if self.on_line:
+            for text in texts:
+                self.on_line(text)
+        await host.put_log_lines(self.group, self.stream, texts)
 
 
 class MetricReader:
@@ -188,7 +187,7 @@ class MetricReader:
                 except (ValueError, IndexError, TypeError):
                     continue
                 self.last[name] = (value, now())
-                emulator.record_metric(self.namespace, name, value, "None", self.dimensions)
+                host.record_metric(self.namespace, name, value, "None", self.dimensions)
 
     def final(self) -> list[dict]:
         """As FinalMetricDataList has it."""
@@ -207,8 +206,8 @@ def check_metric_definitions(definitions: list[dict]) -> None:
 
 
 def check_role(role_arn: str) -> None:
-    """Raises ValidationException, as AWS does, for a role that is not there."""
-    if not emulator.role_exists(role_arn):
+    """Raises ValidationException, as AWS does, for a role that is not there or does not trust SageMaker."""
+    if not host.can_assume(role_arn):
         raise ValidationException(
             f"Could not assume role {role_arn}. Please ensure that the role exists and allows "
             "principal 'sagemaker.amazonaws.com' to assume the role."
@@ -232,14 +231,9 @@ def s3_source(source: dict, what: str) -> tuple[str, str]:
 
 def one_instance(config: dict, what: str) -> None:
     """Refuses a cluster: jobs run on this one machine."""
+    refuse(config, what, "InstanceType", "InstanceCount", "VolumeSizeInGB", "VolumeKmsKeyId")
     if config.get("InstanceCount", 1) > 1:
         raise NotImplementedLocally(f"{what}.InstanceCount above 1")
-
-
-def free_inputs(container: Container, *folders: Path) -> None:
-    """Removes downloaded inputs once a job has ended; its log, model and output stay."""
-    for folder in folders or (container.opt_ml / "input" / "data",):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def summaries(records: list[dict], *names: str) -> Iterator[dict]:

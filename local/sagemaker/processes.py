@@ -107,7 +107,11 @@ class Processes:
         self._known[process.id] = process
         log.parent.mkdir(parents=True, exist_ok=True)
         self.send({"spawn": process.id, "argv": argv, "env": env, "cwd": str(cwd), "log": str(log), "preload": preload})
-        process.pid = await process.started
+        try:
+            process.pid = await process.started
+        except asyncio.CancelledError:
+            process.signal(signal.SIGKILL)  # obeyed after the spawn, so nobody's process is left running
+            raise
         return process
 
     async def _start_warden(self) -> None:
@@ -139,7 +143,7 @@ class Processes:
         if (identity := message.get("started")) and (process := self._known.get(identity)):
             _settle(process.started, message["pid"])
         elif (identity := message.get("failed")) and (process := self._known.pop(identity, None)):
-            process.started.set_exception(SpawnError(message["reason"]))
+            _settle(process.started, SpawnError(message["reason"]))
         elif (identity := message.get("exited")) and (process := self._known.pop(identity, None)):
             _settle(process.ended, message["code"])
 
@@ -153,8 +157,7 @@ class Processes:
             if process.pid:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
-            if not process.started.done():
-                process.started.set_exception(SpawnError("the parent of the jobs ended"))
+            _settle(process.started, SpawnError("the parent of the jobs ended"))
             _settle(process.ended, -signal.SIGKILL)
         self._known.clear()
         self._warden, self._writer = None, None
@@ -177,7 +180,10 @@ class Processes:
             warden.wait()
 
 
-def _settle(future: asyncio.Future, value: int) -> None:
+def _settle(future: asyncio.Future, result: int | SpawnError) -> None:
     if not future.done():
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            future.set_result(value)
+            if isinstance(result, SpawnError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)

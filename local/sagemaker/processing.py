@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from typing import TYPE_CHECKING
 
-from . import emulator
+from . import host
 from .container import Container
 from .errors import NotImplementedLocally, ResourceInUse, ValidationException
 from .jobs import (
     FAILURE_REASON_LIMIT,
-    Control,
     LogFollower,
     Stopped,
     Work,
     check_role,
-    free_inputs,
     one_instance,
     refuse,
     summaries,
@@ -40,11 +39,11 @@ class ProcessingJobs:
 
     def __init__(self, store: Store, work: Work) -> None:
         self.store, self.work = store, work
-        self.controls: dict[str, Control] = {}  # by ARN, of the jobs at work
+        self.stops: dict[str, asyncio.Event] = {}  # by ARN, of the jobs at work
 
     def folder(self, name: str) -> Path:
         """The job's folder."""
-        return self.work.settings.state_dir / "jobs" / emulator.account() / emulator.region() / KIND / name
+        return self.work.settings.state_dir / "jobs" / host.account() / host.region() / KIND / name
 
     async def create(self, request: dict) -> dict:
         """CreateProcessingJob."""
@@ -70,8 +69,8 @@ class ProcessingJobs:
         )
         job.setdefault("StoppingCondition", {"MaxRuntimeInSeconds": DEFAULT_MAX_RUNTIME})
         self.store.save(job)
-        control = self.controls[job_arn] = Control()
-        control.task = self.work.start(self._run(job, control))
+        stop = self.stops[job_arn] = asyncio.Event()
+        self.work.start(self._run(job, stop))
         return {"ProcessingJobArn": job_arn}
 
     def _check(self, request: dict) -> None:
@@ -153,7 +152,7 @@ class ProcessingJobs:
             )
         if job["ProcessingJobStatus"] == "InProgress":
             self._become(job, "Stopping")
-            self.controls[job["ProcessingJobArn"]].stop.set()
+            self.stops[job["ProcessingJobArn"]].set()
         return {}
 
     def _become(self, job: Record, status: str, reason: str = "") -> None:
@@ -165,10 +164,10 @@ class ProcessingJobs:
             job["FailureReason"] = reason[:FAILURE_REASON_LIMIT]
         self.store.save(job)
 
-    async def _run(self, job: Record, control: Control) -> None:
+    async def _run(self, job: Record, stop: asyncio.Event) -> None:
         try:
-            async with self.work.slot(control.stop):
-                await self._work(job, control)
+            async with self.work.slot(stop):
+                await self._work(job, stop)
         except Stopped:
             self._become(job, "Stopped")
         except TransferError as error:
@@ -177,16 +176,16 @@ class ProcessingJobs:
             self._become(job, "Failed", f"InternalServerError: {error!r}. Please try again.")
             raise
         finally:
-            self.controls.pop(job["ProcessingJobArn"], None)
+            self.stops.pop(job["ProcessingJobArn"], None)
 
-    async def _work(self, job: Record, control: Control) -> None:
+    async def _work(self, job: Record, stop: asyncio.Event) -> None:
         folder = self.folder(job["ProcessingJobName"])
         shutil.rmtree(folder, ignore_errors=True)
         container = Container(folder, self.work.settings)
-        role_environment = emulator.role_environment(job["RoleArn"], job["ProcessingJobArn"])
+        role_environment = host.role_environment(job["RoleArn"], job["ProcessingJobArn"])
         transfers = Transfers(role_environment, job["RoleArn"])
         await self.work.blocking(self._bring_in, job, container, transfers)
-        if control.stop.is_set():
+        if stop.is_set():
             raise Stopped
         application = job["AppSpecification"]
         argv, own = container.command(
@@ -202,17 +201,17 @@ class ProcessingJobs:
         stream = f"{job['ProcessingJobName']}/algo-1-{int(job['CreationTime'])}"
         limit = job["StoppingCondition"].get("MaxRuntimeInSeconds", DEFAULT_MAX_RUNTIME)
         async with LogFollower(container.log, LOG_GROUP, stream):
-            outcome = await self.work.run(container, argv, env, container.opt_ml, limit, control.stop)
+            outcome = await self.work.run(container, argv, env, container.opt_ml, limit, stop)
         if message := container.failure():
             job["ExitMessage"] = message[:FAILURE_REASON_LIMIT]
         await self.work.blocking(self._take_out, job, container, transfers)
-        free_inputs(container, container.opt_ml / "processing" / "input")
         if outcome.timed_out or outcome.stopped:
             self._become(job, "Stopped")
         elif outcome.code == 0:
             self._become(job, "Completed")
         else:
             self._become(job, "Failed", failure_reason(container, argv, outcome.code))
+        await self.work.blocking(container.clear)
 
     def _bring_in(self, job: Record, container: Container, transfers: Transfers) -> None:
         """The configuration files and the inputs, and empty folders for the outputs. Blocking."""

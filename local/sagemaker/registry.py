@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import emulator
+from . import host
 from .errors import ConflictException, NotImplementedLocally, ValidationException
 from .jobs import Work, check_role, refuse, summaries
 from .settings import LOCAL_IMAGE
@@ -84,13 +84,13 @@ class Registry:
         if not (self.work.settings.checkout / local["folder"]).exists():
             raise ValidationException(f"Requested image {image} not found.")
         if url := container.get("ModelDataUrl"):
-            transfers = Transfers(emulator.role_environment(role, model_arn), role)
+            transfers = Transfers(host.role_environment(role, model_arn), role)
             if not await self.work.blocking(transfers.exists, url):
                 raise ValidationException(
                     f'Could not access model data at {url}. Please ensure that the role "{role}" exists and that its '
                     'trust relationship policy allows the action "sts:AssumeRole" for the service principal '
                     '"sagemaker.amazonaws.com". Also ensure that the role has "s3:GetObject" permissions and that the '
-                    f"object is located in {emulator.region()}."
+                    f"object is located in {host.region()}."
                 )
 
     def container(self, definition: dict) -> dict:
@@ -162,7 +162,6 @@ class Registry:
                 "ContainerStartupHealthCheckTimeoutInSeconds",
                 "VolumeSizeInGB",
                 "EnableSSMAccess",
-                "RoutingConfig",
                 "InferenceAmiVersion",
             )
             if "ModelName" not in variant:

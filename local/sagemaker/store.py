@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import emulator
+from . import host
 from .errors import SageMakerError, ValidationException
 
 Record = dict[str, Any]
@@ -30,7 +30,7 @@ def now() -> float:
 
 def arn(resource_type: str, name: str) -> str:
     """The ARN of a resource of the calling account and region; SageMaker writes names in lower case there."""
-    return f"arn:aws:sagemaker:{emulator.region()}:{emulator.account()}:{resource_type}/{name.lower()}"
+    return f"arn:aws:sagemaker:{host.region()}:{host.account()}:{resource_type}/{name.lower()}"
 
 
 class Store:
@@ -50,7 +50,7 @@ class Store:
         return {(account, region) for account, region, _ in self._records}
 
     def _kind(self, kind: str) -> dict[str, Record]:
-        return self._records.setdefault((emulator.account(), emulator.region(), kind), {})
+        return self._records.setdefault((host.account(), host.region(), kind), {})
 
     def find(self, kind: str, name: str) -> Record | None:
         """The record, or None."""
@@ -70,7 +70,7 @@ class Store:
     def by_arn(self, resource_arn: str) -> Record | None:
         """The record of any kind with this ARN in the calling account and region."""
         for (account, region, _), records in self._records.items():
-            if (account, region) == (emulator.account(), emulator.region()):
+            if (account, region) == (host.account(), host.region()):
                 for record in records.values():
                     if record["_arn"] == resource_arn:
                         return record
@@ -97,7 +97,7 @@ class Store:
     def _path(self, record: Record) -> Path:
         # An ARN may hold a slash (a model package's version); a file name may not.
         name = record["_name"].replace("/", "@")
-        return self.folder / emulator.account() / emulator.region() / record["_kind"] / f"{name}.json"
+        return self.folder / host.account() / host.region() / record["_kind"] / f"{name}.json"
 
 
 def record(kind: str, name: str, resource_arn: str, **members: Any) -> Record:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from . import emulator, toolkit
-from .container import Container, resource_config
+from . import host, toolkit
+from .container import Container, last_lines, resource_config
 from .errors import NotImplementedLocally, ResourceInUse, ValidationException
 from .jobs import (
     FAILURE_REASON_LIMIT,
-    Control,
     LogFollower,
     MetricReader,
     Outcome,
@@ -19,7 +19,6 @@ from .jobs import (
     Work,
     check_metric_definitions,
     check_role,
-    free_inputs,
     one_instance,
     refuse,
     s3_source,
@@ -55,11 +54,11 @@ class TrainingJobs:
 
     def __init__(self, store: Store, work: Work) -> None:
         self.store, self.work = store, work
-        self.controls: dict[str, Control] = {}  # by ARN, of the jobs at work
+        self.stops: dict[str, asyncio.Event] = {}  # by ARN, of the jobs at work
 
     def folder(self, name: str) -> Path:
         """The job's folder."""
-        return self.work.settings.state_dir / "jobs" / emulator.account() / emulator.region() / KIND / name
+        return self.work.settings.state_dir / "jobs" / host.account() / host.region() / KIND / name
 
     async def create(self, request: dict) -> dict:
         """CreateTrainingJob."""
@@ -69,7 +68,7 @@ class TrainingJobs:
         """Checks the request, stores the job and starts it; `tuning` is TuningJobArn for a tuning job's child."""
         name = request["TrainingJobName"]
         job_arn = arn(KIND, name)
-        self._check(request)
+        self.check(request)
         if self.store.find(KIND, name):
             raise ResourceInUse(
                 "Training job names must be unique within an AWS account and region, and a training "
@@ -95,11 +94,12 @@ class TrainingJobs:
         )
         job.setdefault("StoppingCondition", {"MaxRuntimeInSeconds": DEFAULT_MAX_RUNTIME})
         self._move(job, "Starting")
-        control = self.controls[job_arn] = Control()
-        control.task = self.work.start(self._run(job, control))
+        stop = self.stops[job_arn] = asyncio.Event()
+        self.work.start(self._run(job, stop))
         return job
 
-    def _check(self, request: dict) -> None:
+    def check(self, request: dict) -> None:
+        """Refuses what AWS refuses, and what is not implemented here; a tuning job asks before it starts any."""
         refuse(
             request,
             "CreateTrainingJob",
@@ -151,6 +151,18 @@ class TrainingJobs:
         if not request.get("ResourceConfig"):
             raise ValidationException("You must specify ResourceConfig.")
         one_instance(request["ResourceConfig"], "ResourceConfig")
+        output = request["OutputDataConfig"]
+        refuse(output, "OutputDataConfig", "S3OutputPath", "KmsKeyId", "CompressionType")
+        if output.get("CompressionType", "GZIP") != "GZIP":
+            raise NotImplementedLocally(f"OutputDataConfig.CompressionType {output['CompressionType']}")
+        condition = request.get("StoppingCondition", {})
+        refuse(condition, "StoppingCondition", "MaxRuntimeInSeconds", "MaxWaitTimeInSeconds")
+        if request.get("EnableManagedSpotTraining") and condition.get("MaxWaitTimeInSeconds", 0) < condition.get(
+            "MaxRuntimeInSeconds", DEFAULT_MAX_RUNTIME
+        ):
+            raise ValidationException(
+                "Invalid MaxWaitTimeInSeconds. It must be present and be greater than or equal to MaxRuntimeInSeconds"
+            )
         names = [channel["ChannelName"] for channel in request.get("InputDataConfig", [])]
         if len(set(names)) < len(names):
             raise ValidationException("Channel names in InputDataConfig must be unique.")
@@ -210,7 +222,7 @@ class TrainingJobs:
         if job["TrainingJobStatus"] == "InProgress":
             job["TrainingJobStatus"] = "Stopping"
             self._move(job, "Stopping")
-            self.controls[job["TrainingJobArn"]].stop.set()
+            self.stops[job["TrainingJobArn"]].set()
         return {}
 
     def _move(self, job: Record, secondary: str, message: str = "") -> None:
@@ -242,10 +254,10 @@ class TrainingJobs:
             job["TrainingTimeInSeconds"] = job["BillableTimeInSeconds"] = seconds
         self._move(job, secondary, reason[:FAILURE_REASON_LIMIT])
 
-    async def _run(self, job: Record, control: Control) -> None:
+    async def _run(self, job: Record, stop: asyncio.Event) -> None:
         try:
-            async with self.work.slot(control.stop):
-                await self._work(job, control)
+            async with self.work.slot(stop):
+                await self._work(job, stop)
         except Stopped:
             self._finish(job, "Stopped", "Stopped")
         except TransferError as error:
@@ -254,18 +266,18 @@ class TrainingJobs:
             self._finish(job, "Failed", "Failed", f"InternalServerError: {error!r}. Please try again.")
             raise
         finally:
-            self.controls.pop(job["TrainingJobArn"], None)
+            self.stops.pop(job["TrainingJobArn"], None)
 
-    async def _work(self, job: Record, control: Control) -> None:
+    async def _work(self, job: Record, stop: asyncio.Event) -> None:
         folder = self.folder(job["TrainingJobName"])
         shutil.rmtree(folder, ignore_errors=True)
         container = Container(folder, self.work.settings)
-        role_environment = emulator.role_environment(job["RoleArn"], job["TrainingJobArn"])
+        role_environment = host.role_environment(job["RoleArn"], job["TrainingJobArn"])
         transfers = Transfers(role_environment, job["RoleArn"])
         job["TrainingStartTime"] = now()
         self._progress(job, "Downloading")
         await self.work.blocking(self._bring_in, job, container, transfers)
-        if control.stop.is_set():
+        if stop.is_set():
             raise Stopped
         argv, own = self._command(job, container)
         env = base_environment() | {"OMP_NUM_THREADS": str(self.work.settings.threads_per_job)} | role_environment | own
@@ -276,11 +288,10 @@ class TrainingJobs:
         cwd = container.code if container.code.is_dir() else container.opt_ml
         limit = job["StoppingCondition"].get("MaxRuntimeInSeconds", DEFAULT_MAX_RUNTIME)
         async with LogFollower(container.log, LOG_GROUP, stream, metrics):
-            outcome = await self.work.run(container, argv, env, cwd, limit, control.stop)
+            outcome = await self.work.run(container, argv, env, cwd, limit, stop)
         job["FinalMetricDataList"] = metrics.final()
         self._progress(job, "Uploading")
         await self.work.blocking(self._take_out, job, container, transfers, outcome)
-        free_inputs(container)
         if outcome.timed_out:
             self._finish(job, "Stopped", "MaxRuntimeExceeded")
         elif outcome.stopped:
@@ -289,6 +300,7 @@ class TrainingJobs:
             self._finish(job, "Completed", "Completed")
         else:
             self._finish(job, "Failed", "Failed", failure_reason(container, argv, outcome.code))
+        await self.work.blocking(container.clear)
 
     def _bring_in(self, job: Record, container: Container, transfers: Transfers) -> None:
         """Configuration files, channels, checkpoints and source. Blocking."""
@@ -390,4 +402,4 @@ def failure_reason(container: Container, argv: list[str], code: int) -> str:
     command = " ".join(argv)
     reason = f'AlgorithmError: ExecuteUserScriptError:\nExitCode {code}\nErrorMessage "'
     rest = f'"\nCommand "{command[:200]}", exit code: {code}'
-    return reason + container.last_lines()[-(FAILURE_REASON_LIMIT - len(reason) - len(rest)) :] + rest
+    return reason + "\n".join(last_lines(container.log, 12))[-(FAILURE_REASON_LIMIT - len(reason) - len(rest)) :] + rest

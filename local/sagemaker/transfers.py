@@ -39,7 +39,7 @@ class Transfers:
     """S3 as one role."""
 
     def __init__(self, environment: dict[str, str], role: str) -> None:
-        """`environment` is what `emulator.role_environment` gives."""
+        """`environment` is what `host.role_environment` gives."""
         self.role = role
         self.region = environment["AWS_REGION"]
         self._environment = environment

@@ -8,7 +8,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from .errors import NotImplementedLocally, ResourceInUse, ResourceNotFound, ValidationException
-from .jobs import Control, Work, check_metric_definitions, one_instance, refuse, summaries
+from .jobs import Work, check_metric_definitions, refuse, summaries
 from .store import Record, Store, arn, now, page, pick, record
 from .training import ENDED, TrainingJobs
 
@@ -26,7 +26,7 @@ class TuningJobs:
 
     def __init__(self, store: Store, work: Work, training: TrainingJobs) -> None:
         self.store, self.work, self.training = store, work, training
-        self.controls: dict[str, Control] = {}
+        self.stops: dict[str, asyncio.Event] = {}
 
     async def create(self, request: dict) -> dict:
         """CreateHyperParameterTuningJob."""
@@ -53,8 +53,8 @@ class TuningJobs:
         )
         self._count(job)
         self.store.save(job)
-        control = self.controls[job_arn] = Control()
-        control.task = self.work.start(self._run(job, control))
+        stop = self.stops[job_arn] = asyncio.Event()
+        self.work.start(self._run(job, stop))
         return {"HyperParameterTuningJobArn": job_arn}
 
     def _check(self, request: dict) -> None:
@@ -130,8 +130,7 @@ class TuningJobs:
             raise ValidationException(
                 f"The objective metric {objective!r} is not among the MetricDefinitions of the training job definition."
             )
-        one_instance(definition.get("ResourceConfig", {}), "ResourceConfig")
-        self.training._check(self._child_request("check-000", definition, {}, objective))
+        self.training.check(self._child_request("check-000", definition, {}, objective))
 
     def _get(self, request: dict) -> Record:
         name = request["HyperParameterTuningJobName"]
@@ -220,7 +219,7 @@ class TuningJobs:
                 f"{job['HyperParameterTuningJobStatus']}."
             )
         self._become(job, "Stopping")
-        self.controls[job["HyperParameterTuningJobArn"]].stop.set()
+        self.stops[job["HyperParameterTuningJobArn"]].set()
         return {}
 
     def _children(self, job: Record) -> list[Record]:
@@ -288,20 +287,20 @@ class TuningJobs:
             job["FailureReason"] = reason
         self.store.save(job)
 
-    async def _run(self, job: Record, control: Control) -> None:
+    async def _run(self, job: Record, stop: asyncio.Event) -> None:
         try:
-            await self._search(job, control)
+            await self._search(job, stop)
         except Exception as error:
             self._become(job, "Failed", f"InternalServerError: {error!r}. Please try again.")
             raise
         finally:
-            self.controls.pop(job["HyperParameterTuningJobArn"], None)
+            self.stops.pop(job["HyperParameterTuningJobArn"], None)
 
-    async def _search(self, job: Record, control: Control) -> None:
+    async def _search(self, job: Record, stop: asyncio.Event) -> None:
         config = job["HyperParameterTuningJobConfig"]
         limits = config["ResourceLimits"]
-        space = SearchSpace(config.get("ParameterRanges", {}))
         study = await self.work.blocking(new_study, config)
+        space = SearchSpace(config["ParameterRanges"])
         deadline = job["CreationTime"] + limits.get("MaxRuntimeInSeconds", math.inf)
         running: dict[str, optuna.trial.Trial] = {}
         while True:
@@ -311,7 +310,7 @@ class TuningJobs:
                     self._tell(study, trial, child, config)
                     del running[name]
                     self._become(job, job["HyperParameterTuningJobStatus"])
-            stopping = control.stop.is_set() or now() > deadline or self._hopeless(job)
+            stopping = stop.is_set() or now() > deadline or self._hopeless(job)
             full = len(job["_children"]) >= limits["MaxNumberOfTrainingJobs"]
             if (stopping or full) and not running:
                 break
@@ -325,7 +324,7 @@ class TuningJobs:
                 running[self._start(job, space.values(trial.params))] = trial
                 continue
             await asyncio.sleep(POLL)
-        if control.stop.is_set():
+        if stop.is_set():
             self._become(job, "Stopped")
         elif "BestTrainingJob" in job:
             self._become(job, "Completed")

@@ -107,13 +107,18 @@ class Warden:
             self.preload()
         try:
             log = os.open(message["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            ready, leading = os.pipe()
             pid = os.fork()
         except OSError as error:
             self.report(failed=message["spawn"], reason=str(error))
             return
         if pid == 0:
-            become(message, log, self)
+            os.close(ready)
+            become(message, log, leading, self)
         os.close(log)
+        os.close(leading)
+        os.read(ready, 1)  # its end: before the child leads its group, a signal to the group would be lost
+        os.close(ready)
         self.groups[pid] = message["spawn"]
         self.report(started=message["spawn"], pid=pid)
 
@@ -161,7 +166,7 @@ class Warden:
         self.kill_detached()
 
 
-def become(message: dict, log: int, warden: Warden) -> None:
+def become(message: dict, log: int, leading: int, warden: Warden) -> None:
     """In the forked child: turns into the job. Never returns."""
     code = 127
     try:
@@ -170,6 +175,7 @@ def become(message: dict, log: int, warden: Warden) -> None:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
+        os.close(leading)
         warden.control.close()
         os.close(warden.wake_read)
         os.close(warden.wake_write)

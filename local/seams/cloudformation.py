@@ -43,14 +43,7 @@ def sagemaker(action: str, request: dict) -> dict:
 
 def create_group(logical_id: str, props: dict, stack_name: str) -> tuple[str, dict]:
     """`AWS::SageMaker::ModelPackageGroup`: `Ref` is its ARN."""
-    answer = sagemaker(
-        "CreateModelPackageGroup",
-        {
-            key: value
-            for key, value in props.items()
-            if key in ("ModelPackageGroupName", "ModelPackageGroupDescription", "Tags")
-        },
-    )
+    answer = sagemaker("CreateModelPackageGroup", props)
     arn = answer["ModelPackageGroupArn"]
     return arn, {"ModelPackageGroupArn": arn, "ModelPackageGroupStatus": "Completed"}
 

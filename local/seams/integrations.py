@@ -12,6 +12,7 @@ https://docs.aws.amazon.com/step-functions/latest/dg/integrate-optimized.html
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from base64 import b64encode
@@ -62,6 +63,12 @@ class TaskError(Exception):
         self.error, self.cause = error, cause
 
 
+@functools.cache  # botocore reads a folder of four hundred services, and every look at a job asks
+def botocore_names() -> dict[str, str]:
+    """botocore's names of all services, by Step Functions' names."""
+    return {name.replace("-", ""): name for name in Session().get_available_services()} | BOTOCORE_NAMES
+
+
 @dataclass(frozen=True)
 class Integration:
     """A Task's resource, taken apart."""
@@ -74,12 +81,9 @@ class Integration:
     @property
     def botocore_service(self) -> str:
         """The name of the service's client in botocore."""
-        if self.service in BOTOCORE_NAMES:
-            return BOTOCORE_NAMES[self.service]
-        for name in Session().get_available_services():
-            if name.replace("-", "") == self.service:
-                return name
-        raise TaskError("States.Runtime", f"The service '{self.service}' is not known to botocore.")
+        if self.service not in botocore_names():
+            raise TaskError("States.Runtime", f"The service '{self.service}' is not known to botocore.")
+        return botocore_names()[self.service]
 
     @property
     def operation(self) -> str:

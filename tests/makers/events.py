@@ -24,9 +24,11 @@ def object_created(
     return json.dumps(event)
 
 
-def object_deleted(bucket: str, key: str, *, sequencer: str) -> str:
-    event = json.loads(object_created(bucket, key, sequencer=sequencer))
+def object_deleted(bucket: str, key: str, *, sequencer: str, erased: str = "") -> str:
+    """Hidden by a delete marker, or with `erased` the version of that id deleted for good."""
+    event = json.loads(object_created(bucket, key, sequencer=sequencer, version=erased))
     event["detail-type"] = "Object Deleted"
+    event["detail"]["deletion-type"] = "Permanently Deleted" if erased else "Delete Marker Created"
     return json.dumps(event)
 
 

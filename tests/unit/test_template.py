@@ -76,6 +76,12 @@ def test_queues_outlast_their_functions_and_have_dead_letters():
             assert event["Properties"]["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
 
 
+def test_classify_images_knows_which_try_is_the_last():
+    variables = template.resources("AWS::Serverless::Function")["ClassifyImages"]["Environment"]["Variables"]
+    redrive = template.resources("AWS::SQS::Queue")["InboxQueue"]["RedrivePolicy"]
+    assert int(variables["MAX_RECEIVES"]) == redrive["maxReceiveCount"]
+
+
 def statements() -> list[tuple[str, dict[str, Any]]]:
     found = []
     for name, function in template.resources("AWS::Serverless::Function").items():
@@ -96,11 +102,31 @@ def test_policies_name_actions_and_explain_wildcards(name: str, statement: dict[
         assert all("#" in line for line in lines), "a wildcard carries a comment that says why"
 
 
-def test_no_policy_of_a_function_reaches_beyond_what_its_handler_imports():
-    """Every function's folder exists and holds the handler that the template names."""
+def test_every_handler_exists():
     for name, function in template.resources("AWS::Serverless::Function").items():
         module = function["Handler"].rpartition(".")[0].replace(".", "/")
         assert (template.ROOT / "functions" / f"{module}.py").is_file(), name
+
+
+def test_whatever_goes_to_a_dead_letter_queue_may():
+    """EventBridge needs the queue's leave for each rule, those that SAM makes of a function's events included."""
+    rules = set(template.resources("AWS::Events::Rule"))
+    for name, function in template.resources("AWS::Serverless::Function").items():
+        rules |= {f"{name}{event}" for event, e in function.get("Events", {}).items() if e["Type"] == "EventBridgeRule"}
+    statement = template.resources("AWS::SQS::QueuePolicy")["QueuePolicy"]["PolicyDocument"]["Statement"][0]
+    sources = statement["Condition"]["ArnEquals"]["aws:SourceArn"]
+    assert {source["Fn::GetAtt"][0] for source in sources} == rules
+
+
+def test_every_dead_letter_queue_has_an_alarm():
+    queues = {name for name in template.resources("AWS::SQS::Queue") if name.endswith("DeadLetters")}
+    watched = {
+        dimension["Value"]["Fn::GetAtt"][0]
+        for alarm in template.resources("AWS::CloudWatch::Alarm").values()
+        for dimension in alarm["Dimensions"]
+        if dimension["Name"] == "QueueName" and alarm["AlarmActions"]
+    }
+    assert watched == queues
 
 
 def test_the_workflow_makes_the_endpoint_not_the_template():

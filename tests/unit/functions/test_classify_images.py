@@ -120,6 +120,16 @@ def test_a_file_over_the_limit_is_rejected_without_being_fetched(aws, served, co
     assert "larger than" in current(aws, "big.jpg")["reason"]
 
 
+def test_a_file_that_is_too_large_to_copy_is_rejected_where_it_lies(aws, served, context):
+    aws.state.put_item(Item=CHAMPION)
+    version = aws.s3.put_object(Bucket=aws.bucket, Key="inbox/huge.jpg", Body=b"x")["VersionId"]
+    body = events.object_created(aws.bucket, "inbox/huge.jpg", size=6 * 1024**3, version=version)
+    assert app.handler(events.sqs_batch(body), context) == {"batchItemFailures": []}
+    assert current(aws, "huge.jpg")["status"] == "REJECTED"
+    kept = aws.s3.list_objects_v2(Bucket=aws.bucket, Prefix="quarantine/")["Contents"]
+    assert [thing["Key"] for thing in kept] == ["quarantine/huge.jpg.json"]
+
+
 def test_without_a_model_pictures_wait_and_what_is_none_is_rejected(aws, served, context):
     app.handler(events.sqs_batch(drop(aws, "a.jpg", jpeg()), drop(aws, "notes.txt", b"hello")), context)
     assert current(aws, "a.jpg")["status"] == "WAITING"

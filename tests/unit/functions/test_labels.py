@@ -78,6 +78,26 @@ def test_an_older_event_changes_nothing_and_a_deletion_counts(aws, context):
     assert item(aws, "labelled/beagle/1.png")["status"] == "DELETED" and list(ledger.active_labels()) == []
 
 
+def test_an_old_version_that_is_erased_takes_no_label_with_it_and_the_labelled_one_does(aws, context):
+    key = "labelled/beagle/1.png"
+    old, new = put(aws, key, picture(1), "01"), put(aws, key, picture(2), "02")
+    versions = [ObjectEvent.from_body(body).version_id for body in (old, new)]
+    by_lifecycle = events.object_deleted(aws.bucket, key, sequencer="03", erased=versions[0])
+    for body in (by_lifecycle, old, new, by_lifecycle):
+        register.handler(events.sqs_batch(body), context)
+    assert item(aws, key)["status"] == "ACTIVE" and ledger.read().revision == 2
+    by_hand = events.object_deleted(aws.bucket, key, sequencer="04", erased=versions[1])
+    register.handler(events.sqs_batch(by_hand), context)
+    assert item(aws, key)["status"] == "DELETED"
+
+
+def test_a_file_over_the_limit_is_no_label_and_is_not_fetched(aws, context, monkeypatch):
+    monkeypatch.setenv("MAX_IMAGE_BYTES", "10")
+    monkeypatch.setattr(register, "_fetch", lambda event: pytest.fail("fetched"))
+    register.handler(events.sqs_batch(put(aws, "labelled/beagle/1.png", picture(1))), context)
+    assert "larger than" in item(aws, "labelled/beagle/1.png")["reason"]
+
+
 @pytest.mark.parametrize(
     ("key", "data", "reason"),
     [

@@ -13,6 +13,7 @@ from local.seams import SEAMS, TESTED_MINISTACK, SeamMovedError, expect
 # What a new ministack might move, and the seam that must notice.
 MOVES = {
     "transport": "import ministack.app as m; del m.pin_request_origin",
+    "queues": "import ministack.core.iam_actions as m; m.extract_iam_action = lambda request: None",
     "functions": "import ministack.core.lambda_runtime as m; m._PYTHON_WORKER_SCRIPT = 'run()'",
     "cloudwatch": "import ministack.services.cloudwatch as m; m._evaluate_alarm = lambda: None",
     "cloudformation": "import ministack.services.cloudformation.provisioners as m; del m._ddb_create",

@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import signal
+import sys
 
 import pytest
 
-from local.sagemaker import validation
+from local.sagemaker import host, validation
 from local.sagemaker.api import SageMaker
 from local.sagemaker.errors import ValidationException
-from local.sagemaker.jobs import MetricReader, check_metric_definitions
+from local.sagemaker.jobs import CHUNK, LogFollower, MetricReader, check_metric_definitions
+from local.sagemaker.processes import Processes
 from local.sagemaker.store import Store, page, record
 from local.sagemaker.tuning import SearchSpace, check_range
 
@@ -126,3 +129,101 @@ def test_parameter_ranges_become_a_search_space():
     assert values == {"lr": "0.01", "momentum": "0.9", "epochs": "3", "batch-size": "32"}
     with pytest.raises(ValidationException, match="greater than MaxValue"):
         check_range({"Name": "x", "MinValue": "2", "MaxValue": "1"})
+
+
+TRAINING = {
+    "TrainingJobName": "t",
+    "AlgorithmSpecification": {"TrainingImage": "local/training", "TrainingInputMode": "File"},
+    "RoleArn": "arn:aws:iam::000000000000:role/jobs",
+    "OutputDataConfig": {"S3OutputPath": "s3://work/out"},
+    "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
+    "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"OutputDataConfig": {"S3OutputPath": "s3://work/out", "CompressionType": "NONE"}},
+            "OutputDataConfig.CompressionType NONE is not implemented",
+        ),
+        (
+            {"ResourceConfig": TRAINING["ResourceConfig"] | {"KeepAlivePeriodInSeconds": 60}},
+            "ResourceConfig.KeepAlivePeriodInSeconds is not implemented",
+        ),
+        (
+            {"StoppingCondition": {"MaxRuntimeInSeconds": 60, "MaxPendingTimeInSeconds": 7200}},
+            "StoppingCondition.MaxPendingTimeInSeconds is not implemented",
+        ),
+        ({"EnableManagedSpotTraining": True}, "Invalid MaxWaitTimeInSeconds. It must be present"),
+    ],
+)
+def test_what_a_job_would_not_do_is_refused(settings, monkeypatch, change, expected):
+    monkeypatch.setattr(host, "can_assume", lambda role_arn: True)
+    status, answer = call(SageMaker(settings), "CreateTrainingJob", TRAINING | change)
+    assert status >= 400 and expected in answer["message"]
+
+
+@pytest.mark.parametrize(
+    ("principal", "trusted"),
+    [
+        ({"Service": "sagemaker.amazonaws.com"}, True),
+        ({"Service": ["states.amazonaws.com", "sagemaker.amazonaws.com"]}, True),
+        ({"Service": "lambda.amazonaws.com"}, False),
+        ({"AWS": "arn:aws:iam::000000000000:root"}, False),
+        ("*", False),
+    ],
+)
+def test_a_job_needs_a_role_that_trusts_sagemaker(principal, trusted):
+    statement = {"Effect": "Allow", "Principal": principal, "Action": "sts:AssumeRole"}
+    assert host.trusts({"Statement": statement}, "sagemaker.amazonaws.com") is trusted
+    assert host.trusts(json.dumps({"Statement": [statement]}), "sagemaker.amazonaws.com") is trusted
+
+
+def test_a_flood_in_a_log_arrives_whole_and_lets_others_work(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    lines = [f"{number:07d}" for number in range(3 * CHUNK // 8)]
+    log.write_text("\n".join(lines) + "\n" + "=" * 2 * CHUNK + "\nno newline at the end")
+    seen, turns, sent = [], [], []
+
+    async def put(group, stream, texts):
+        sent.append(len(turns))
+
+    async def nothing(*_):
+        pass
+
+    async def other():
+        while True:
+            turns.append(None)
+            await asyncio.sleep(0)
+
+    async def follow():
+        work = asyncio.create_task(other())
+        async with LogFollower(log, "group", "stream", seen.append):
+            pass
+        work.cancel()
+
+    monkeypatch.setattr(host, "put_log_lines", put)
+    monkeypatch.setattr(host, "open_log_stream", nothing)
+    asyncio.run(follow())
+    assert seen[: len(lines)] == lines and seen[-1] == "no newline at the end"
+    assert "".join(seen[len(lines) : -1]) == "=" * 2 * CHUNK
+    assert len(set(sent)) > 3
+
+
+def test_a_process_whose_start_was_given_up_is_ended(settings, tmp_path):
+    async def give_up() -> int:
+        processes = Processes(settings)
+        sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+        try:
+            start = asyncio.create_task(processes.spawn(sleeper, {}, tmp_path, tmp_path / "log"))
+            while not processes._known:
+                await asyncio.sleep(0.001)
+            [process] = processes._known.values()
+            start.cancel()
+            return await asyncio.wait_for(process.wait(), 10)
+        finally:
+            processes.close()
+
+    assert asyncio.run(give_up()) == -signal.SIGKILL

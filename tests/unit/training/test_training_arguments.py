@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import train
+from arguments import TrainingError, parse_arguments
 from data import AUGMENTATIONS, augment, batch_count, batches
 from model import WeightsError, _import_resnet18, build, load_pretrained, set_trainable, train_mode
-from train import TrainingError, parse_arguments
 
 
 @pytest.mark.parametrize(

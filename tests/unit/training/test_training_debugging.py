@@ -75,7 +75,7 @@ def test_without_smdebug_and_wheel_the_error_says_what_to_do(monkeypatch):
 
 def test_sampler_writes_what_smdebug_reads(tmp_path):
     begun = time.time()
-    with Sampler(tmp_path / "profiler", interval=0.05, started=begun) as sampler:
+    with Sampler(tmp_path / "profiler", interval=0.05) as sampler:
         sampler.step(0.02, 0.01)
         time.sleep(0.4)
     assert len(sampler.seen.cpu) >= 3 and all(0 <= value <= 100 for value in sampler.seen.cpu)

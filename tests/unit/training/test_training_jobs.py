@@ -122,21 +122,24 @@ def test_findings_and_report_are_whole(trained):
     assert "LowGPUUtilization" in page and "stripes" in page
 
 
-def test_resume_after_sigterm_reaches_the_same_model(prepared, tmp_path):
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_resume_reaches_the_same_model(prepared, tmp_path, end):
     arguments = ["--training", prepared, "--batch-size", 4, "--epochs", 3, "--image-size", 32, "--seed", 3]
+    if end == signal.SIGKILL:  # without notice there is but the checkpoint of the last epoch
+        arguments += ["--checkpoint-seconds", 0]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run("train.py", *arguments, opt_ml=whole)
     with start("train.py", *arguments, opt_ml=cut) as job:
         assert job.stdout is not None
         for line in job.stdout:
-            if line.startswith("epoch=1"):
-                job.send_signal(signal.SIGTERM)
+            if line.startswith("epoch=1" if end == signal.SIGTERM else "epoch=2"):
+                job.send_signal(end)
                 break
         log = job.stdout.read()
-    assert job.returncode == 0 and "checkpoint" in log, log
+    assert job.returncode == (0 if end == signal.SIGTERM else -end), log
     assert (cut / "checkpoints" / "checkpoint.pt").is_file() and not (cut / "model" / "model.xml").exists()
     log = run("train.py", *arguments, opt_ml=cut)
-    assert "going on in epoch 2" in log
+    assert "going on in epoch" in log
     assert not (cut / "checkpoints" / "checkpoint.pt").exists()
     cards = [json.loads((folder / "model" / "model_card.json").read_text()) for folder in (whole, cut)]
     for name in ("train_loss", "validation_loss", "validation_accuracy"):
@@ -173,6 +176,10 @@ def test_evaluation_without_champion_and_with_a_broken_archive(trained, snapshot
     assert result["champion"] is None and result["common"] is None and result["new_classes"] == sorted(PATTERNS)
     pack(trained[0] / "model", archive, leave_out="model.bin")
     assert "model.bin missing" in run("evaluate.py", *places, "--challenger", archive, opt_ml=tmp_path, code=1)
+    pack(trained[0] / "model", archive, {"classes.json": b"[]"})
+    assert "evaluate: classes.json must" in run(
+        "evaluate.py", *places, "--challenger", archive, opt_ml=tmp_path, code=1
+    )
 
 
 def pack(folder, archive, replace=None, leave_out=None):

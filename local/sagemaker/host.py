@@ -37,12 +37,26 @@ def endpoint_url() -> str:
     return f"http://127.0.0.1:{app._resolve_port()}"
 
 
-def role_exists(role_arn: str) -> bool:
-    """Whether the role can be assumed. Without authorisation every role can, as with the emulator's functions."""
+def can_assume(role_arn: str) -> bool:
+    """Whether the role is there and trusts SageMaker. Without authorisation every role does, as with functions."""
     from ministack import app
     from ministack.services import iam
 
-    return not app.AUTH or any(role.get("Arn") == role_arn for role in iam._roles.values())
+    if not app.AUTH:
+        return True
+    role = next((role for role in iam._roles.values() if role.get("Arn") == role_arn), None)
+    return role is not None and trusts(role.get("AssumeRolePolicyDocument") or "{}", "sagemaker.amazonaws.com")
+
+
+def trusts(document: str | dict, service: str) -> bool:
+    """Whether a role's trust policy lets the service assume the role."""
+    statements = (json.loads(document) if isinstance(document, str) else document).get("Statement", [])
+    for statement in [statements] if isinstance(statements, dict) else statements:
+        principal = statement.get("Principal", {})
+        named = principal.get("Service", []) if isinstance(principal, dict) else []
+        if statement.get("Effect") == "Allow" and service in ([named] if isinstance(named, str) else named):
+            return True
+    return False
 
 
 def role_environment(role_arn: str, resource_arn: str) -> dict[str, str]:
