@@ -59,5 +59,6 @@ $(READY): requirements.txt
 	@# torch first and alone: what depends on it then finds it installed and does not choose another build of it.
 	@$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "$$(grep -o 'smdebug==[0-9.]*' requirements.in)"
 	@touch $(READY)
 	@echo "Installed."

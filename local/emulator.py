@@ -183,7 +183,8 @@ class Emulator:
             # Whatever did not go with it: after a kill, or because it was started at the last moment.
             processes.end([*below, *_session(process.pid)])
             with contextlib.suppress(EmulatorError), self._lock_state():  # the next one may have the folder by now
-                shutil.rmtree(self.state / "tmp", ignore_errors=True)
+                # The logs stay: whoever looks for why something failed looks after it ended.
+                self._remove(*(("tmp",) if self.keep else ("tmp", "state", "s3", "sagemaker/models")))
 
     def __enter__(self) -> Emulator:
         return self.start()
@@ -210,9 +211,12 @@ class Emulator:
             ) from None
         return lock
 
-    def _prepare_state(self) -> None:
-        for folder in ("tmp",) if self.keep else ("tmp", "state", "s3", "sagemaker"):
+    def _remove(self, *folders: str) -> None:
+        for folder in folders:
             shutil.rmtree(self.state / folder, ignore_errors=True)
+
+    def _prepare_state(self) -> None:
+        self._remove(*(("tmp",) if self.keep else ("tmp", "state", "s3", "sagemaker")))
         for folder in ("tmp", "state", "s3"):
             (self.state / folder).mkdir(parents=True, exist_ok=True)
 

@@ -13,6 +13,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -29,6 +30,8 @@ from local.emulator import CHECKOUT, REGION, Emulator, tail
 # What a build depends on; a folder stands for all files below it.
 SOURCES = ("template.yaml", "samconfig.toml", "Makefile", "functions", "training", "inference", "statemachine")
 IGNORED = ("__pycache__", ".aws-sam", ".pytest_cache", ".mypy_cache", ".ruff_cache")
+
+SAM_SECONDS = 900.0  # a build that downloads its wheels takes one or two minutes; nothing takes longer than this
 
 Progress = Callable[[str], None]
 
@@ -238,6 +241,10 @@ class Stack:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             )
+            overdue = threading.Timer(
+                SAM_SECONDS, lambda: processes.end([psutil.Process(process.pid), *processes.descendants(process.pid)])
+            )
+            overdue.start()
             try:
                 assert process.stdout is not None
                 for printed in process.stdout:
@@ -249,5 +256,7 @@ class Stack:
                 # A build runs pip below sam, and a signal to this process alone does not reach either.
                 processes.end([psutil.Process(process.pid), *processes.descendants(process.pid)])
                 raise
+            finally:
+                overdue.cancel()
         if status:
             raise StackError(f"sam {command} failed:\n{tail(self.log, 40)}")

@@ -51,6 +51,7 @@ def classify(endpoint_name: str, crops: list[bytes]) -> dict[str, Any]:
         raise EndpointTrouble(f"{code} {original or ''}: {error.response['Error'].get('Message', '')}"[:500]) from error
     except (BotoCoreError, ValueError) as error:
         raise EndpointTrouble(f"{type(error).__name__}: {error}"[:500]) from error
-    if len(answer["predictions"]) != len(crops):
-        raise EndpointTrouble(f"asked about {len(crops)} pictures, answered about {len(answer['predictions'])}")
+    answered = len(answer.get("predictions", [])) if isinstance(answer, dict) else 0
+    if answered != len(crops):
+        raise EndpointTrouble(f"asked about {len(crops)} pictures, answered about {answered}")
     return answer

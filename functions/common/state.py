@@ -1,6 +1,7 @@
 """The LoopState table: the lock, the champion, the history of deployments, the datasets that were trained."""
 
 import os
+from collections.abc import Callable
 from decimal import Decimal
 from functools import cache
 from typing import Any
@@ -29,6 +30,15 @@ def lock_holder() -> str | None:
     """The ARN of the execution that is retraining now."""
     item = get("lock", "lock")
     return item["holder"] if item else None
+
+
+def lock_is_held(holder_runs: Callable[[str], bool]) -> str | None:
+    """The execution that holds the lock, if it still runs; the lock of one that ended without freeing it is freed."""
+    holder = lock_holder()
+    if holder is None or holder_runs(holder):
+        return holder
+    free_lock(holder)
+    return None
 
 
 def free_lock(holder: str) -> bool:

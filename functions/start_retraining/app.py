@@ -51,7 +51,7 @@ def consider(revision: int) -> str:
     if quiet_for < quiet.period_seconds():
         quiet.ask_again(revision, quiet.period_seconds() - quiet_for + 1)
         return f"the labels have been quiet for {quiet_for:.0f} of {quiet.period_seconds()} s"
-    if holder := state.lock_holder():
+    if holder := state.lock_is_held(is_running):
         quiet.ask_again(revision, max(5, quiet.period_seconds()))
         return f"{holder} is running; the new labels wait for it to end"
     labels = list(ledger.active_labels())
@@ -74,6 +74,10 @@ def consider(revision: int) -> str:
             raise
         return f"{name} runs already"
     return f"started {name} on {len(found.pictures)} pictures of {len(found.classes)} classes"
+
+
+def is_running(execution: str) -> bool:
+    return step_functions().describe_execution(executionArn=execution)["status"] == "RUNNING"
 
 
 def missing_pictures(labels: list[dict[str, Any]]) -> int:

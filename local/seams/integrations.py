@@ -325,6 +325,10 @@ def run_job(
     except interrupted:
         job.stop()
         raise
+    except TaskError as error:
+        if error.error != "States.TaskFailed":  # it could not be looked at: the retry that follows starts another
+            job.stop()
+        raise
 
 
 def _job(integration: Integration, parameters: dict, started: dict, clients: ClientFactory) -> Job:

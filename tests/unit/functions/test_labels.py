@@ -50,6 +50,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         def start_execution(self, **request: Any) -> None:
             calls.append(request)
 
+        def describe_execution(self, executionArn: str) -> dict[str, str]:
+            return {"status": "ABORTED" if executionArn.endswith("dead") else "RUNNING"}
+
     monkeypatch.setenv("RETRAIN_STATE_MACHINE", "arn:machine")
     monkeypatch.setattr(start, "step_functions", StepFunctions)
     return calls
@@ -155,6 +158,14 @@ def test_while_a_run_holds_the_lock_the_labels_wait(aws, context, started):
     aws.state.put_item(Item={"pk": "lock", "sk": "lock", "holder": "arn:execution", "run": "1"})
     assert "wait for it to end" in start.consider(ledger.read().revision)
     assert started == []
+
+
+def test_the_lock_of_a_run_that_is_shown_to_be_dead_stops_nothing(aws, context, started):
+    label(aws, context, "beagle", range(10))
+    label(aws, context, "boxer", range(20, 30))
+    aws.state.put_item(Item={"pk": "lock", "sk": "lock", "holder": "arn:execution:dead", "run": "1"})
+    assert "started labels-" in start.consider(ledger.read().revision)
+    assert len(started) == 1
 
 
 def test_the_quiet_period_restarts_with_each_label_and_chains_beyond_sqs_longest_delay(
