@@ -1,6 +1,9 @@
 # Houndloop: `make demo` runs the whole loop on this machine, `make test` the tests. `make help` lists the rest.
 SHELL := /bin/bash
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3.13 || command -v python3)
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# The first Python of a supported version that runs; python3 if there is none, to be named in the error.
+PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
+	"$$p" -c '$(SUPPORTED)' 2>/dev/null && echo $$p && exit; done; echo python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -53,7 +56,7 @@ clean: ## Remove the virtual environment and all working state
 
 # The virtual environment is made anew when the pinned requirements change.
 $(READY): requirements.txt
-	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] <= (3, 13) else "Houndloop needs Python 3.11, 3.12 or 3.13; $(PYTHON) is %d.%d. Install one, or name it: make PYTHON=/path/to/python3.12 …" % v[:2])'
+	@"$(PYTHON)" -c '$(SUPPORTED)' || { echo "Houndloop needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$("$(PYTHON)" --version 2>/dev/null || echo not there). Install one, or name it: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
 	@echo "Making the virtual environment $(VENV) with $$("$(PYTHON)" --version), and installing what Houndloop needs (2 GB, a few minutes) …"
 	@"$(PYTHON)" -m venv $(VENV)
 	@# torch first and alone: what depends on it then finds it installed and does not choose another build of it.

@@ -102,9 +102,8 @@ def test_labels_runs_and_reports_are_had_as_the_table_says(demo, folder):
     assert [run["status"] for run in runs] == ["SUCCEEDED", "SUCCEEDED"]
     started = json.loads(aws(TABLE["retrain now"], folder))
     aws(f"aws stepfunctions stop-execution --execution-arn {started['executionArn']}", folder)
-    item = json.loads(
-        aws(QUERIES[5].splitlines()[0] + ' --expression-attribute-values \'{":p": {"S": "champion"}}\'', folder)
-    )
+    champion = "\n".join(QUERIES[5].splitlines()[:2])
+    item = json.loads(aws(champion, folder))
     run = item["Items"][0]["model_version"]["S"]
     aws(TABLE["read its report"].replace("<RunId>", run), folder)
     assert (folder / "report.html").stat().st_size > 10_000
