@@ -21,7 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from local.demo.data import Picture
 from local.demo.progress import cause_in_words, duration
 
-SERVICES = ("s3", "dynamodb", "stepfunctions", "sagemaker", "logs", "cloudwatch", "sqs")
+SERVICES = ("s3", "dynamodb", "stepfunctions", "sagemaker", "logs", "cloudwatch", "sqs", "lambda")
 BATCH_GET_LIMIT = 100  # keys of one BatchGetItem
 SETTLED = {"CLASSIFIED", "REJECTED"}
 
@@ -78,6 +78,17 @@ class Loop:
         self.outputs = outputs
         self.bucket = outputs["DataBucketName"]
         self.artifacts = outputs["ArtifactBucketName"]
+
+    def package_sizes(self) -> str:
+        """How large what was deployed is, zipped, in words."""
+        client = self.clients["lambda"]
+        functions = [function["CodeSize"] for function in client.list_functions()["Functions"]]
+        layers = []
+        for layer in client.list_layers()["Layers"]:
+            version = layer["LatestMatchingVersion"]["Version"]
+            found = client.get_layer_version(LayerName=layer["LayerName"], VersionNumber=version)
+            layers.append(f"{layer['LayerName']} {found['Content']['CodeSize'] / 1e6:.1f} MB")
+        return f"{len(functions)} functions of {max(functions) / 1e3:.0f} kB, and the layers {', '.join(layers)}"
 
     # --- pictures -------------------------------------------------------------------------------------------------
 

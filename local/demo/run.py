@@ -135,6 +135,7 @@ class Demo:
             stack = Stack(aws, progress=self._sam_says)
             outputs = stack.deploy(self.parameters)
         loop = Loop(outputs, aws.endpoint_url, aws.environment())
+        self.display.say(f"  deployed {loop.package_sizes()}")
         if self.weights.path:
             with self.display.step("Put the pretrained weights into the artifact bucket"):
                 key = f"weights/{WEIGHTS_FILE}"

@@ -18,6 +18,8 @@ from local.demo.pictures import pictures
 from local.emulator import free_port
 from tests.makers import template
 
+pytestmark = pytest.mark.timeout(1800)  # the demo takes minutes, on a busy machine many
+
 README = (template.ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 QUERIES = [block for block in BLOCKS if block.startswith("aws dynamodb")]
