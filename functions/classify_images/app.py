@@ -10,19 +10,19 @@ import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
-from common import clock, endpoint, predictions, state
+from common import aws, clock, endpoint, predictions, state
 from common.errors import EndpointTrouble
 from common.events import MalformedEvent, ObjectEvent
+from common.objects import GONE, fetch, version_of
 from preprocessing import BrokenImage, Crop, Preprocess, prepare
 
 logger = Logger()
@@ -33,7 +33,6 @@ INBOX = "inbox/"
 QUARANTINE = "quarantine/"
 MAX_KEY_BYTES = 1024  # S3's limit
 MAX_COPY_BYTES = 5 * 1024**3  # CopyObject's limit
-GONE = {"NoSuchKey", "NoSuchVersion", "404", "MethodNotAllowed"}
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,6 @@ class Answered(NamedTuple):
     message: Message
     crop: Crop
     classes: list[dict[str, Any]]
-
-
-@cache
-def s3() -> Any:
-    return boto3.client("s3")
-
-
-@cache
-def sqs() -> Any:
-    return boto3.client("sqs")
 
 
 @logger.inject_lambda_context
@@ -109,19 +98,13 @@ def load(event: ObjectEvent, spec: Preprocess) -> Crop | None:
     try:
         if event.size > max_image_bytes():
             raise BrokenImage(f"larger than {max_image_bytes() // 1_000_000} MB: {event.size / 1e6:.1f} MB")
-        return prepare(fetch(event), spec)
+        data = fetch(event)
+        if data is not None:
+            return prepare(data, spec)
+        logger.info("the picture was deleted before it was read", extra={"image": event.image})
     except BrokenImage as broken:
         reject(event, str(broken))
-    except ClientError as error:
-        if error.response["Error"]["Code"] not in GONE:
-            raise
-        logger.info("the picture was deleted before it was read", extra={"image": event.image})
     return None
-
-
-def fetch(event: ObjectEvent) -> bytes:
-    version = {"VersionId": event.version_id} if event.version_id else {}
-    return s3().get_object(Bucket=event.bucket, Key=event.key, **version)["Body"].read()
 
 
 def record(one: Answered, *, answer: dict[str, Any], champion: dict[str, Any], latency_ms: float) -> None:
@@ -143,10 +126,10 @@ def record(one: Answered, *, answer: dict[str, Any], champion: dict[str, Any], l
 def reject(event: ObjectEvent, reason: str) -> None:
     """Say for ever that this is no picture: row, tag on the object, and a copy in quarantine beside the reason."""
     logger.info("rejected", extra={"image": event.image, "reason": reason})
-    version = {"VersionId": event.version_id} if event.version_id else {}
+    version = version_of(event)
     tags = {"houndloop": "rejected"}
     try:
-        s3().put_object_tagging(
+        aws.client("s3").put_object_tagging(
             Bucket=event.bucket,
             Key=event.key,
             Tagging={"TagSet": [{"Key": k, "Value": v} for k, v in tags.items()]},
@@ -154,7 +137,7 @@ def reject(event: ObjectEvent, reason: str) -> None:
         )
         target = quarantine_key(event.key)
         if event.size <= MAX_COPY_BYTES:
-            s3().copy_object(
+            aws.client("s3").copy_object(
                 Bucket=event.bucket,
                 Key=target,
                 CopySource={"Bucket": event.bucket, "Key": event.key, **version},
@@ -162,14 +145,14 @@ def reject(event: ObjectEvent, reason: str) -> None:
                 Tagging=urlencode(tags),
             )
         note = {"key": event.key, "version_id": event.version_id, "reason": reason, "at": clock.iso(clock.now())}
-        s3().put_object(
+        aws.client("s3").put_object(
             Bucket=event.bucket,
-            Key=f"{target[: MAX_KEY_BYTES - len('.json')]}.json",
+            Key=f"{target}.json",
             Body=json.dumps(note, ensure_ascii=False).encode(),
             ContentType="application/json",
         )
     except ClientError as error:
-        if error.response["Error"]["Code"] not in GONE:
+        if aws.code(error) not in GONE:
             raise
     # The row comes last: once it stands, a repeated event changes nothing, so all else must have been done.
     if predictions.rejected(event, reason):
@@ -192,7 +175,7 @@ def wait_for_model(message: Message) -> None:
     predictions.waiting(message.event)
     metrics.add_metric("Waiting", MetricUnit.Count, 1)
     if state.champion() is not None:
-        sqs().send_message(QueueUrl=queue_url(), MessageBody=message.event.to_body())
+        aws.client("sqs").send_message(QueueUrl=queue_url(), MessageBody=message.event.to_body())
 
 
 def put_back(message: Message) -> None:
@@ -200,7 +183,7 @@ def put_back(message: Message) -> None:
     times = message.event.postponed
     delay = min(900.0, 5 * 2 ** min(times, 10)) * random.uniform(0.5, 1)
     body = message.event.to_body(postponed=times + 1)
-    sqs().send_message(QueueUrl=queue_url(), MessageBody=body, DelaySeconds=round(delay))
+    aws.client("sqs").send_message(QueueUrl=queue_url(), MessageBody=body, DelaySeconds=round(delay))
     metrics.add_metric("PutBack", MetricUnit.Count, 1)
 
 

@@ -9,6 +9,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from common import aws
 from common.errors import EndpointTrouble
 
 CROPS = "application/x-rgb-crops"
@@ -46,7 +47,7 @@ def classify(endpoint_name: str, crops: list[bytes]) -> dict[str, Any]:
         )
         answer = json.loads(response["Body"].read())
     except ClientError as error:
-        code = error.response["Error"]["Code"]
+        code = aws.code(error)
         original = error.response.get("OriginalStatusCode")
         raise EndpointTrouble(f"{code} {original or ''}: {error.response['Error'].get('Message', '')}"[:500]) from error
     except (BotoCoreError, ValueError) as error:

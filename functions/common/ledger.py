@@ -4,18 +4,15 @@ The split of a picture belongs to its group of look-alikes (pictures with the sa
 the group is first seen, and never changes: no picture moves from training to test between two models.
 """
 
-import os
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import boto3
 from botocore.exceptions import ClientError
 
-from common import clock, state
+from common import aws, clock
 from common.events import ObjectEvent
 
 Item = dict[str, Any]
@@ -39,9 +36,8 @@ class Ledger:
     changed_at: str
 
 
-@cache
 def table() -> Any:
-    return boto3.resource("dynamodb").Table(os.environ["LABELS_TABLE"])
+    return aws.table("LABELS_TABLE")
 
 
 def class_of(key: str) -> str:
@@ -73,7 +69,7 @@ def split_of(class_name: str, phash: str) -> str:
     try:
         table().put_item(Item=key | {"split": split}, ConditionExpression="attribute_not_exists(pk)")
     except ClientError as error:
-        if not state.is_conditional(error):
+        if not aws.is_conditional(error):
             raise
         return table().get_item(Key=key, ConsistentRead=True)["Item"]["split"]
     return split

@@ -4,13 +4,11 @@ One `current` row per picture always speaks of its newest version; every answer 
 """
 
 import os
-from functools import cache
 from typing import Any, Literal
 
-import boto3
 from botocore.exceptions import ClientError
 
-from common import clock, state
+from common import aws, clock, state
 from common.events import ObjectEvent
 
 Status = Literal["CLASSIFIED", "WAITING", "REJECTED", "FAILED"]
@@ -24,9 +22,8 @@ ANSWERS = f"{NEWER} OR (sequencer = :sequencer AND (attribute_not_exists(deploym
 NO_ANSWER = f"{NEWER} OR (sequencer = :sequencer AND #status IN (:waiting, :failed))"
 
 
-@cache
 def table() -> Any:
-    return boto3.resource("dynamodb").Table(os.environ["PREDICTIONS_TABLE"])
+    return aws.table("PREDICTIONS_TABLE")
 
 
 def review_threshold() -> float:
@@ -144,7 +141,7 @@ def _put(row: Row, condition: str, values: dict[str, Any], names: dict[str, str]
     try:
         table().put_item(Item=row, ConditionExpression=condition, **extra)
     except ClientError as error:
-        if state.is_conditional(error):
+        if aws.is_conditional(error):
             return False
         raise
     return True

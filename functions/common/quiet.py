@@ -2,17 +2,10 @@
 
 import json
 import os
-from functools import cache
-from typing import Any
 
-import boto3
+from common import aws
 
 MAX_DELAY_SECONDS = 900  # the longest DelaySeconds of SQS; a longer quiet period chains messages
-
-
-@cache
-def sqs() -> Any:
-    return boto3.client("sqs")
 
 
 def period_seconds() -> int:
@@ -21,7 +14,7 @@ def period_seconds() -> int:
 
 def ask_again(revision: int, delay_seconds: float) -> None:
     """Have start_retraining look at the ledger again in `delay_seconds`, if it still stands at `revision` then."""
-    sqs().send_message(
+    aws.client("sqs").send_message(
         QueueUrl=os.environ["RETRAIN_QUEUE_URL"],
         MessageBody=json.dumps({"revision": revision}),
         DelaySeconds=max(0, min(MAX_DELAY_SECONDS, round(delay_seconds))),

@@ -1,20 +1,18 @@
 """The LoopState table: the lock, the champion, the history of deployments, the datasets that were trained."""
 
-import os
 from collections.abc import Callable
 from decimal import Decimal
-from functools import cache
 from typing import Any
 
-import boto3
 from botocore.exceptions import ClientError
+
+from common import aws
 
 Item = dict[str, Any]
 
 
-@cache
 def table() -> Any:
-    return boto3.resource("dynamodb").Table(os.environ["LOOP_STATE_TABLE"])
+    return aws.table("LOOP_STATE_TABLE")
 
 
 def get(pk: str, sk: str) -> Item | None:
@@ -50,7 +48,7 @@ def free_lock(holder: str) -> bool:
             ExpressionAttributeValues={":holder": holder},
         )
     except ClientError as error:
-        if is_conditional(error):
+        if aws.is_conditional(error):
             return False
         raise
     return True
@@ -69,10 +67,6 @@ def remember_waiting_day(day: str) -> None:
 def first_waiting_day() -> str | None:
     item = get("inbox", "first_waiting_day")
     return item["day"] if item else None
-
-
-def is_conditional(error: ClientError) -> bool:
-    return error.response["Error"]["Code"] == "ConditionalCheckFailedException"
 
 
 def number(value: float) -> Decimal:

@@ -6,28 +6,16 @@ freed, jobs that still run are stopped, and people are told, all only if the run
 
 import json
 import os
-from functools import cache
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger, Tracer
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
-from common import state
+from common import aws, state
 
 logger = Logger()
 tracer = Tracer()
-
-
-@cache
-def sagemaker() -> Any:
-    return boto3.client("sagemaker")
-
-
-@cache
-def sns() -> Any:
-    return boto3.client("sns")
 
 
 @logger.inject_lambda_context
@@ -42,7 +30,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     stopped = stop_jobs(lock["run"])
     freed = state.free_lock(execution)
     logger.warning("a run ended by itself", extra={"execution": execution, "status": status, "stopped": stopped})
-    sns().publish(
+    aws.client("sns").publish(
         TopicArn=os.environ["TOPIC"],
         Subject=f"Houndloop: a retraining run {status.lower().replace('_', ' ')}"[:100],
         Message=json.dumps({"execution": execution, "status": status, "stopped_jobs": stopped}, indent=2),
@@ -53,7 +41,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 def stop_jobs(run: str) -> list[str]:
     """Stop what still runs of `run`; on AWS the trials of a tuning job stop with it."""
     prefix = f"{os.environ['NAME']}-{run}"
-    client = sagemaker()
+    client = aws.client("sagemaker")
     stopped: list[str] = []
     tuning = client.list_hyper_parameter_tuning_jobs(NameContains=prefix, StatusEquals="InProgress")
     for job in tuning["HyperParameterTuningJobSummaries"]:
@@ -78,5 +66,5 @@ def _stop(call: Any) -> None:
         call()
     except ClientError as error:
         # It ended between the list and the stop.
-        if error.response["Error"]["Code"] not in ("ValidationException", "ResourceNotFound"):
+        if aws.code(error) not in ("ValidationException", "ResourceNotFound"):
             raise

@@ -3,12 +3,12 @@
 import json
 import os
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger, Tracer
 from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from common import aws
 
 logger = Logger()
 tracer = Tracer()
@@ -26,16 +26,11 @@ class Thresholds:
     """Of the test pictures of every class that the champion does not know."""
 
 
-@cache
-def s3() -> Any:
-    return boto3.client("s3")
-
-
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler(capture_response=False)
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """`{"bucket", "evaluation": key, "verdict": key, "findings"}` to the verdict, which also lands in the bucket."""
-    body = s3().get_object(Bucket=event["bucket"], Key=event["evaluation"])["Body"].read()
+    body = aws.client("s3").get_object(Bucket=event["bucket"], Key=event["evaluation"])["Body"].read()
     verdict = judge(
         json.loads(body),
         event["findings"],
@@ -45,7 +40,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
             new_class_floor=float(os.environ["NEW_CLASS_FLOOR"]),
         ),
     )
-    s3().put_object(
+    aws.client("s3").put_object(
         Bucket=event["bucket"],
         Key=event["verdict"],
         Body=json.dumps(verdict, indent=2).encode(),

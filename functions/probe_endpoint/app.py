@@ -5,14 +5,12 @@ A picture that is not answered is counted, not raised: judging it is the alarms'
 
 import json
 import time
-from functools import cache
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger, Tracer
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from common import endpoint
+from common import aws, endpoint
 from common.errors import EndpointTrouble
 from preprocessing import Preprocess, prepare
 
@@ -20,11 +18,6 @@ logger = Logger()
 tracer = Tracer()
 
 PICTURES = 4
-
-
-@cache
-def s3() -> Any:
-    return boto3.client("s3")
 
 
 @logger.inject_lambda_context
@@ -49,6 +42,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 
 def pictures(bucket: str, manifest: str) -> list[bytes]:
     """The first few pictures that a ManifestFile names."""
-    listed = json.loads(s3().get_object(Bucket=bucket, Key=manifest)["Body"].read())
+    listed = json.loads(aws.client("s3").get_object(Bucket=bucket, Key=manifest)["Body"].read())
     prefix = listed[0]["prefix"].removeprefix(f"s3://{bucket}/")
-    return [s3().get_object(Bucket=bucket, Key=prefix + name)["Body"].read() for name in listed[1 : 1 + PICTURES]]
+    keys = [prefix + name for name in listed[1 : 1 + PICTURES]]
+    return [aws.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys]

@@ -11,15 +11,16 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger, Tracer
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
+
+from common import aws
+from common.objects import put_if_absent
 
 logger = Logger()
 tracer = Tracer()
@@ -35,16 +36,6 @@ class WeightsUnavailable(RuntimeError):
 
 class NoSource(RuntimeError):
     """The function was deployed without a layer that holds sources."""
-
-
-@cache
-def s3() -> Any:
-    return boto3.client("s3")
-
-
-@cache
-def ecr() -> Any:
-    return boto3.client("ecr")
 
 
 @logger.inject_lambda_context
@@ -123,22 +114,22 @@ def image_with(tag: str) -> str | None:
     """The image that carries `tag`, by digest, so that what was evaluated is what is served."""
     repository = os.environ["SERVING_REPOSITORY"]
     try:
-        found = ecr().describe_images(repositoryName=repository, imageIds=[{"imageTag": tag}])["imageDetails"]
+        answer = aws.client("ecr").describe_images(repositoryName=repository, imageIds=[{"imageTag": tag}])
     except ClientError as error:
-        if error.response["Error"]["Code"] != "ImageNotFoundException":
+        if aws.code(error) != "ImageNotFoundException":
             raise
         return None
-    return f"{os.environ['SERVING_REPOSITORY_URI']}@{found[0]['imageDigest']}"
+    return f"{os.environ['SERVING_REPOSITORY_URI']}@{answer['imageDetails'][0]['imageDigest']}"
 
 
 def publish_weights(bucket: str) -> str:
     """The prefix with the ImageNet weights, fetched once from where torchvision fetches them."""
     uri = f"s3://{bucket}/{WEIGHTS_KEY.rpartition('/')[0]}/"
     try:
-        s3().head_object(Bucket=bucket, Key=WEIGHTS_KEY)
+        aws.client("s3").head_object(Bucket=bucket, Key=WEIGHTS_KEY)
         return uri
     except ClientError as error:
-        if error.response["Error"]["Code"] not in ("404", "NoSuchKey"):
+        if aws.code(error) not in ("404", "NoSuchKey"):
             raise
     try:
         with urllib.request.urlopen(WEIGHTS_URL, timeout=60) as response:
@@ -151,13 +142,5 @@ def publish_weights(bucket: str) -> str:
     found = hashlib.sha256(data).hexdigest()
     if not found.startswith(WEIGHTS_SHA256_START):
         raise WeightsUnavailable(f"{WEIGHTS_URL} has sha256 {found[:8]}…, not {WEIGHTS_SHA256_START}…: not used")
-    s3().put_object(Bucket=bucket, Key=WEIGHTS_KEY, Body=data)
+    aws.client("s3").put_object(Bucket=bucket, Key=WEIGHTS_KEY, Body=data)
     return uri
-
-
-def put_if_absent(bucket: str, key: str, data: bytes) -> None:
-    try:
-        s3().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "PreconditionFailed":
-            raise

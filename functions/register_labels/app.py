@@ -5,32 +5,23 @@ Each picture is kept once under its content's hash, which is what datasets name:
 
 import hashlib
 import os
-from functools import cache
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType
 from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
-from botocore.exceptions import ClientError
 from PIL import Image
 
 from common import ledger, quiet
 from common.events import ObjectEvent
+from common.objects import fetch, put_if_absent
 from preprocessing import BrokenImage, decode
 
 logger = Logger()
 metrics = Metrics()
 tracer = Tracer()
-
-GONE = {"NoSuchKey", "NoSuchVersion", "404", "MethodNotAllowed"}
-
-
-@cache
-def s3() -> Any:
-    return boto3.client("s3")
 
 
 @logger.inject_lambda_context
@@ -58,7 +49,7 @@ def register(event: ObjectEvent) -> None:
         class_name = ledger.class_of(event.key)
         if event.size > (most := int(os.environ["MAX_IMAGE_BYTES"])):
             raise BrokenImage(f"larger than {most // 1_000_000} MB: {event.size / 1e6:.1f} MB")
-        data = _fetch(event)
+        data = fetch(event)
         if data is None:
             return
         phash = difference_hash(decode(data))
@@ -76,12 +67,7 @@ def register(event: ObjectEvent) -> None:
 def keep(data: bytes) -> str:
     """Store the picture under its content's hash, unless it is there; returns the hash."""
     sha256 = hashlib.sha256(data).hexdigest()
-    target = {"Bucket": os.environ["ARTIFACT_BUCKET"], "Key": f"images/{sha256}"}
-    try:
-        s3().put_object(**target, Body=data, IfNoneMatch="*")
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "PreconditionFailed":
-            raise
+    put_if_absent(os.environ["ARTIFACT_BUCKET"], f"images/{sha256}", data)
     return sha256
 
 
@@ -100,14 +86,3 @@ def difference_hash(picture: Image.Image) -> str:
 
 def _event(record: SQSRecord) -> ObjectEvent:
     return ObjectEvent.from_body(record.body)
-
-
-def _fetch(event: ObjectEvent) -> bytes | None:
-    """The bytes of the object; None when it was deleted meanwhile, of which another event will tell."""
-    version = {"VersionId": event.version_id} if event.version_id else {}
-    try:
-        return s3().get_object(Bucket=event.bucket, Key=event.key, **version)["Body"].read()
-    except ClientError as error:
-        if error.response["Error"]["Code"] in GONE:
-            return None
-        raise

@@ -4,15 +4,13 @@ Called by the workflow in a loop: `{"status": "WAITING"}`, and then with the `ne
 """
 
 import os
-from functools import cache
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger, Tracer
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from boto3.dynamodb.conditions import Key
 
-from common import clock, predictions, state
+from common import aws, clock, predictions, state
 from common.events import ObjectEvent
 
 logger = Logger()
@@ -24,11 +22,6 @@ MAX_BATCH = 10  # SendMessageBatch
 
 class SendFailed(RuntimeError):
     """SQS refused some of the messages for now."""
-
-
-@cache
-def sqs() -> Any:
-    return boto3.client("sqs")
 
 
 @logger.inject_lambda_context
@@ -80,6 +73,6 @@ def replayed(row: dict[str, Any]) -> str:
 def send(bodies: list[str]) -> None:
     for start in range(0, len(bodies), MAX_BATCH):
         entries = [{"Id": str(i), "MessageBody": body} for i, body in enumerate(bodies[start : start + MAX_BATCH])]
-        answer = sqs().send_message_batch(QueueUrl=os.environ["INBOX_QUEUE_URL"], Entries=entries)
+        answer = aws.client("sqs").send_message_batch(QueueUrl=os.environ["INBOX_QUEUE_URL"], Entries=entries)
         if answer.get("Failed"):
             raise SendFailed(f"{len(answer['Failed'])} messages: {answer['Failed'][0].get('Message', '')}")

@@ -2,14 +2,12 @@
 
 import json
 import os
-from functools import cache
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger, Tracer
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from common import clock, dataset, ledger, state
+from common import aws, clock, dataset, ledger, state
 
 logger = Logger()
 tracer = Tracer()
@@ -17,11 +15,6 @@ tracer = Tracer()
 
 class TooFewPictures(Exception):
     """The labels make no dataset that can be trained."""
-
-
-@cache
-def s3() -> Any:
-    return boto3.client("s3")
 
 
 @logger.inject_lambda_context
@@ -34,7 +27,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     bucket = os.environ["ARTIFACT_BUCKET"]
     prefix = f"datasets/{found.hash}"
     for name, body in documents(found, bucket).items():
-        s3().put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=body.encode())
+        aws.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=body.encode())
     logger.info("snapshot", extra={"hash": found.hash, "counts": found.counts, "left_out": found.left_out})
     return {
         "hash": found.hash,

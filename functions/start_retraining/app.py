@@ -7,25 +7,18 @@ twice.
 
 import json
 import os
-from functools import cache
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger, Tracer
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType
 from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
-from common import clock, dataset, ledger, quiet, state
+from common import aws, clock, dataset, ledger, quiet, state
 
 logger = Logger()
 tracer = Tracer()
-
-
-@cache
-def step_functions() -> Any:
-    return boto3.client("stepfunctions")
 
 
 @logger.inject_lambda_context
@@ -64,20 +57,20 @@ def consider(revision: int) -> str:
         return f"no run: {missing} new pictures missing of the {os.environ['MIN_NEW_PICTURES']} that a run needs"
     name = f"labels-{revision}-{entry.changed_at[:19].translate({ord(c): None for c in '-:T'})}"
     try:
-        step_functions().start_execution(
+        aws.client("stepfunctions").start_execution(
             stateMachineArn=os.environ["RETRAIN_STATE_MACHINE"],
             name=name,
             input=json.dumps({"trigger": "labels", "revision": revision, "force": False}),
         )
     except ClientError as error:
-        if error.response["Error"]["Code"] != "ExecutionAlreadyExists":
+        if aws.code(error) != "ExecutionAlreadyExists":
             raise
         return f"{name} runs already"
     return f"started {name} on {len(found.pictures)} pictures of {len(found.classes)} classes"
 
 
 def is_running(execution: str) -> bool:
-    return step_functions().describe_execution(executionArn=execution)["status"] == "RUNNING"
+    return aws.client("stepfunctions").describe_execution(executionArn=execution)["status"] == "RUNNING"
 
 
 def missing_pictures(labels: list[dict[str, Any]]) -> int:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from classify_images import app as classify
+from common import aws as aws_module
 from common import endpoint, predictions
 from common.errors import EndpointTrouble
 from common.events import ObjectEvent
@@ -189,7 +190,8 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def stop_training_job(self, TrainingJobName: str) -> None:
             stopped.append(TrainingJobName)
 
-    monkeypatch.setattr(end_run, "sagemaker", SageMaker)
+    client = aws_module.client
+    monkeypatch.setattr(aws_module, "client", lambda name: SageMaker() if name == "sagemaker" else client(name))
     return stopped
 
 
