@@ -53,7 +53,7 @@ def view(result: Result, steps: Sequence[Step]) -> dict[str, Any]:
     return {
         "source": result.collection.source,
         "began": result.began,
-        "weights": result.weights.line,
+        "weights": " ".join(filter(None, [result.weights.line, result.caution])),
         "image_size": result.image_size,
         "seconds": result.seconds,
         "problems": result.problems,

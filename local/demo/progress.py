@@ -146,7 +146,7 @@ class RunWatcher:
             if described["status"] != "RUNNING":
                 return described
             state = f"state: {in_words(self._entered[0])}" if self._entered else "starting"
-            self.display.detail([state, *self._running()])
+            self.display.detail([state, *self._running(described["startDate"])])
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the workflow did not end in {duration(seconds)}")
             time.sleep(1)
@@ -173,11 +173,11 @@ class RunWatcher:
                     cause = escape(cause_in_words(details.get("cause", "")))
                     self.display.event(f"[red]{details.get('error')}[/red]: {cause}")
 
-    def _running(self) -> list[str]:
-        """What the jobs of SageMaker do now, one line each."""
+    def _running(self, since: datetime) -> list[str]:
+        """What the jobs that were created since then do now, a line each; each trial that ended is told of once."""
         sagemaker = self.aws["sagemaker"]
         lines = []
-        tuning_jobs = sagemaker.list_hyper_parameter_tuning_jobs(StatusEquals="InProgress")
+        tuning_jobs = sagemaker.list_hyper_parameter_tuning_jobs(CreationTimeAfter=since)
         for job in tuning_jobs["HyperParameterTuningJobSummaries"]:
             name = job["HyperParameterTuningJobName"]
             tuning = sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)

@@ -67,12 +67,16 @@ class Result:
     broken: list[Answer] = field(default_factory=list)
     stream: list[Answer] = field(default_factory=list)
     during_update: int = 0
+    caution: str = ""
     requests: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
 BIN = Path(sys.executable).parent  # where the aws command line is
+
+
+FEW = 20  # labelled pictures of a class, below which their test split is too small to judge by
 
 
 def share(answers: Iterable[Answer]) -> tuple[int, int]:
@@ -97,7 +101,7 @@ def parameters(collection: Collection, weights: Weights) -> dict[str, str]:
         # Models as small as these differ by ten points on some 56 test pictures by chance alone.
         "GateMargin": "0.2",
     }
-    if collection.fewest < 20:
+    if collection.fewest < FEW:
         # Eight photographs of a class leave one or two to test with: the gate's thresholds for shares of them would
         # judge chance. What is left must still beat guessing.
         chosen |= {
@@ -107,6 +111,17 @@ def parameters(collection: Collection, weights: Weights) -> dict[str, str]:
             "NewClassFloor": "0",
         }
     return chosen
+
+
+def caution(collection: Collection, weights: Weights) -> str:
+    """What to expect of few pictures, before the figures disappoint; empty where there is no need."""
+    if collection.fewest >= FEW:
+        return ""
+    scratch = "" if weights.path else ", and from random weights so few teach hardly more than chance"
+    return (
+        f"Only {collection.fewest} pictures of a class are labelled{scratch}: the gate is lowered to chance "
+        f"({1 / len(collection.first):.0%}), so that the loop can be seen; its verdicts mean little."
+    )
 
 
 class Demo:
@@ -119,6 +134,7 @@ class Demo:
         self.display = display
         self.parameters = parameters(collection, weights)
         self.result = Result(collection, weights, int(self.parameters["ImageSize"]), datetime.now(UTC))
+        self.result.caution = caution(collection, weights)
 
     def run(self, aws: Emulator) -> Result:
         """The story, step by step. Stops early when the first model does not go live: the rest needs it."""
@@ -285,12 +301,12 @@ def summarise(result: Result, display: Display) -> None:
 
 def _predictions(result: Result) -> Table:
     table = Table(title="Predictions table (DynamoDB): held-out pictures", title_justify="left", box=SIMPLE)
-    for heading in ("key", "is", "before", "after"):
+    for heading in ("picture", "is", "before", "after"):
         table.add_column(heading, no_wrap=True)
     after = {id(answer.picture): answer for answer in result.after}
     for answer in result.before:
         later = after.get(id(answer.picture))
-        name = answer.key.removeprefix("inbox/before/")
+        name = answer.key.removeprefix("inbox/before/picture ")
         table.add_row(name, answer.picture.truth, _said(answer), _said(later) if later else "")
     return table
 
@@ -376,6 +392,8 @@ def _main(settings: Settings) -> int:
     display.say(f"  {weights.line}")
 
     demo = Demo(settings, collection, weights, display)
+    if demo.result.caution:
+        display.say(f"  {demo.result.caution}")
     aws: Emulator = KeptEmulator(settings.port) if settings.keep else Emulator(port=settings.port, state=settings.state)
     with display.step("Start AWS on this machine"):
         aws.start()
