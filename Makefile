@@ -57,7 +57,7 @@ clean: ## Remove the virtual environment and all working state
 # The virtual environment is made anew when the pinned requirements change.
 $(READY): requirements.txt
 	@"$(PYTHON)" -c '$(SUPPORTED)' || { echo "Houndloop needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$("$(PYTHON)" --version 2>/dev/null || echo not there). Install one, or name it: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
-	@echo "Making the virtual environment $(VENV) with $$("$(PYTHON)" --version), and installing what Houndloop needs (2 GB, a few minutes) …"
+	@echo "Making the virtual environment $(VENV) with $$("$(PYTHON)" --version), and installing what Houndloop needs (2 GB or more, a few minutes) …"
 	@"$(PYTHON)" -m venv $(VENV)
 	@# torch first and alone: what depends on it then finds it installed and does not choose another build of it.
 	@$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
