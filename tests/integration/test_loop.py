@@ -206,6 +206,38 @@ def test_the_same_dataset_is_not_trained_again(loop: Loop):
     assert json.loads(run["output"])["outcome"] == "NOTHING_NEW" and not loop.locked()
 
 
+def test_a_deployment_that_trips_an_alarm_is_rolled_back_and_recorded_as_that(loop: Loop):
+    before = loop.champion()
+    sagemaker, cloudwatch = loop.client("sagemaker"), loop.client("cloudwatch")
+    started = loop.sfn.start_execution(stateMachineArn=loop.machine, name="worse", input='{"force": true}')
+    status = lambda: sagemaker.describe_endpoint(EndpointName="houndloop")["EndpointStatus"]  # noqa: E731
+    until(lambda: status() == "Updating", 240)
+    cloudwatch.put_metric_data(
+        Namespace="AWS/SageMaker",
+        MetricData=[
+            {
+                "MetricName": "Invocation5XXErrors",
+                "Dimensions": [
+                    {"Name": "EndpointName", "Value": "houndloop"},
+                    {"Name": "VariantName", "Value": "AllTraffic"},
+                ],
+                "Value": 7,
+            }
+        ],
+    )
+    describe = lambda: loop.sfn.describe_execution(executionArn=started["executionArn"])  # noqa: E731
+    until(lambda: describe()["status"] != "RUNNING", 120)
+    assert describe()["status"] == "FAILED" and describe()["error"] == "ROLLED_BACK"
+    assert loop.champion() == before and not loop.locked()
+    live = sagemaker.describe_endpoint(EndpointName="houndloop")
+    assert (live["EndpointStatus"], live["EndpointConfigName"]) == ("InService", before["endpoint_config"])
+    deployment = loop.state.get_item(Key={"pk": "deployment", "sk": "000003"})["Item"]
+    assert deployment["outcome"] == "ROLLED_BACK" and deployment["verdict"]
+    loop.drop("after.jpg", next(pictures.coloured("green", 1, seed=6)))
+    until(lambda: loop.row("after.jpg").get("status") == "CLASSIFIED", 60)
+    assert loop.row("after.jpg")["deployment"] == 2
+
+
 def test_a_second_run_cannot_start_beside_the_first_and_an_aborted_one_leaves_nothing(loop: Loop):
     started = loop.sfn.start_execution(stateMachineArn=loop.machine, name="forced", input='{"force": true}')
     until(loop.locked, 30)
