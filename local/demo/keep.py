@@ -1,4 +1,4 @@
-"""`KEEP=1`: AWS on this machine in a process of its own that outlives the demo, and `--down`, which ends it."""
+"""`KEEP=1`: AWS on this machine in a process of its own that outlives the demo, and `make down`, which ends it."""
 
 from __future__ import annotations
 

@@ -151,10 +151,6 @@ class RunWatcher:
                 raise TimeoutError(f"the workflow did not end in {duration(seconds)}")
             time.sleep(1)
 
-    def state(self) -> str:
-        """The state that was entered last."""
-        return self._entered[0] if self._entered else ""
-
     def _read_history(self) -> None:
         pages = self.aws["stepfunctions"].get_paginator("get_execution_history")
         for page in pages.paginate(executionArn=self.execution, PaginationConfig={"PageSize": 1000}):

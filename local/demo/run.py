@@ -21,7 +21,7 @@ from rich.table import Table
 
 from local.demo import page
 from local.demo.data import Collection, Picture, broken_files, collect
-from local.demo.keep import KeptEmulator, down
+from local.demo.keep import KeptEmulator
 from local.demo.loop import SETTLED, InboxStream, Loop, Row, Run
 from local.demo.progress import Display, RunWatcher, duration
 from local.demo.settings import WEIGHTS_FILE, DemoError, Settings, Weights, find_weights, parse
@@ -379,9 +379,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(settings: Settings) -> int:
-    if settings.down:
-        print("Stopped." if down() else "Nothing to stop.")
-        return 0
     check_port(settings.port)
     display = Display()
     began = time.monotonic()

@@ -34,7 +34,6 @@ class Settings:
     seed: int
     labelled: int  # drawn pictures to label per class
     state: Path = CHECKOUT / ".houndloop"  # where everything is written
-    down: bool = False  # only stop what KEEP=1 left up
 
 
 def parse(arguments: list[str] | None = None) -> Settings:
@@ -47,7 +46,6 @@ def parse(arguments: list[str] | None = None) -> Settings:
     parser.add_argument("--seed", type=int, default=7, help="of the drawn pictures")
     parser.add_argument("--labelled", type=int, default=70, help="drawn pictures to label per class")
     parser.add_argument("--state", default=CHECKOUT / ".houndloop", help="folder for everything that it writes")
-    parser.add_argument("--down", action="store_true", help="only stop what KEEP=1 left up")
     given = parser.parse_args(arguments)
     if not str(given.port).isdigit() or not 1024 <= int(given.port) <= 65535:
         raise DemoError(f"PORT must be a number from 1024 to 65535, not {given.port!r}.")
@@ -59,7 +57,6 @@ def parse(arguments: list[str] | None = None) -> Settings:
         seed=given.seed,
         labelled=given.labelled,
         state=Path(given.state).expanduser().resolve(),
-        down=given.down,
     )
 
 

@@ -33,12 +33,6 @@ class ResourceNotFound(SageMakerError):
     code, status = "ResourceNotFound", 400
 
 
-class ResourceLimitExceeded(SageMakerError):
-    """More than an account may have."""
-
-    code, status = "ResourceLimitExceeded", 400
-
-
 class ConflictException(SageMakerError):
     """The change contradicts what is there."""
 

@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 from local.emulator import Emulator
 
 TRAINING_IMAGE = "000000000000.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.13"
-BUCKET = "work"
+BUCKET = "jobs-bucket"
 
 SCRIPT = """
     import argparse, json, os, pathlib, subprocess, sys, time
@@ -390,7 +390,8 @@ def test_failures_say_why(world):
         == "AlgorithmError: ValueError: class without pictures, exit code: 3"
     )
     assert (
-        'No S3 objects found under S3 URL "s3://work/nothing-here/"' in world.trained("fails-to-load")["FailureReason"]
+        f'No S3 objects found under S3 URL "s3://{BUCKET}/nothing-here/"'
+        in world.trained("fails-to-load")["FailureReason"]
     )
     with pytest.raises(ClientError, match="ResourceInUse.*Training job names must be unique"):
         world.train("fails")

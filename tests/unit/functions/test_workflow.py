@@ -195,8 +195,10 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return stopped
 
 
-def test_an_aborted_run_frees_its_lock_and_stops_its_jobs(aws, context, jobs):
+@pytest.mark.parametrize("status", ["ABORTED", "TIMED_OUT", "FAILED"])
+def test_a_run_that_ended_by_itself_frees_its_lock_and_stops_its_jobs(aws, context, jobs, status):
     event = events.document("execution_aborted")
+    event["detail"]["status"] = status
     lock = {"pk": "lock", "sk": "lock", "holder": event["detail"]["executionArn"], "run": "77"}
     aws.state.put_item(Item=lock)
     assert end_run.handler(event, context)["freed"]

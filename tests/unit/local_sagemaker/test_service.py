@@ -135,7 +135,7 @@ TRAINING = {
     "TrainingJobName": "t",
     "AlgorithmSpecification": {"TrainingImage": "local/training", "TrainingInputMode": "File"},
     "RoleArn": "arn:aws:iam::000000000000:role/jobs",
-    "OutputDataConfig": {"S3OutputPath": "s3://work/out"},
+    "OutputDataConfig": {"S3OutputPath": "s3://jobs-bucket/out"},
     "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
     "StoppingCondition": {"MaxRuntimeInSeconds": 60},
 }
@@ -145,7 +145,7 @@ TRAINING = {
     ("change", "expected"),
     [
         (
-            {"OutputDataConfig": {"S3OutputPath": "s3://work/out", "CompressionType": "NONE"}},
+            {"OutputDataConfig": {"S3OutputPath": "s3://jobs-bucket/out", "CompressionType": "NONE"}},
             "OutputDataConfig.CompressionType NONE is not implemented",
         ),
         (
