@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 from urllib.parse import unquote
 
-from . import host, validation
+from . import host, support, validation
 from .endpoints import Endpoints
 from .errors import NotImplementedLocally, SageMakerError, UnknownOperation, ValidationException
 from .jobs import Work
@@ -123,6 +123,7 @@ class SageMaker:
         except ValueError:
             raise ValidationException("The request body is not valid JSON.") from None
         validation.validate(action, request)
+        support.check(action, request)
         # A member that is null is a member that is not there.
         result = await self.actions[action]({key: value for key, value in request.items() if value is not None})
         shape = operation.output_shape

@@ -31,7 +31,7 @@ from .instances import (
     serving_environment,
     smooth_choice,
 )
-from .jobs import FAILURE_REASON_LIMIT, Work, refuse, summaries
+from .jobs import FAILURE_REASON_LIMIT, Work, summaries
 from .registry import Registry, could_not_find
 from .settings import REAL_TIME_BODY_LIMIT, SERVERLESS_BODY_LIMIT
 from .store import Record, Store, arn, now, page, record
@@ -85,7 +85,6 @@ class Endpoints:
 
     async def create(self, request: dict) -> dict:
         """CreateEndpoint."""
-        refuse(request, "CreateEndpoint", "EndpointName", "EndpointConfigName", "DeploymentConfig", "Tags")
         name = request["EndpointName"]
         endpoint_arn = arn(KIND, name)
         if self.store.find(KIND, name):
@@ -264,14 +263,6 @@ class Endpoints:
 
     async def update(self, request: dict) -> dict:
         """UpdateEndpoint: a new fleet beside the old one, traffic shifted as DeploymentConfig says."""
-        refuse(
-            request,
-            "UpdateEndpoint",
-            "EndpointName",
-            "EndpointConfigName",
-            "DeploymentConfig",
-            "RetainDeploymentConfig",
-        )
         endpoint = self._get(request)
         config_name = request["EndpointConfigName"]
         self.registry.config(config_name)
@@ -297,7 +288,6 @@ class Endpoints:
         return {"EndpointArn": endpoint["_arn"]}
 
     def _check_deployment(self, deployment: dict, config_name: str) -> None:
-        refuse(deployment, "DeploymentConfig", "BlueGreenUpdatePolicy", "AutoRollbackConfiguration")
         variants = self.registry.config(config_name)["ProductionVariants"]
         if any("ServerlessConfig" in variant for variant in variants):
             raise ValidationException("DeploymentConfig is not supported for serverless endpoints.")

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import host
 from .container import Container
-from .errors import NotImplementedLocally, ValidationException
+from .errors import ValidationException
 from .processes import Processes, SpawnError
 from .settings import Settings
 from .store import now
@@ -212,28 +212,6 @@ def check_role(role_arn: str) -> None:
             f"Could not assume role {role_arn}. Please ensure that the role exists and allows "
             "principal 'sagemaker.amazonaws.com' to assume the role."
         )
-
-
-def refuse(request: dict, what: str, *supported: str) -> None:
-    """Raises NotImplementedLocally for the first member of a request that nothing here acts on."""
-    for name, value in request.items():
-        if name not in supported and value not in (None, [], {}, False):
-            raise NotImplementedLocally(f"{what}.{name}")
-
-
-def s3_source(source: dict, what: str) -> tuple[str, str]:
-    """(URI, data type) of an S3 data source; refuses what is not implemented."""
-    refuse(source, what, "S3Uri", "S3DataType", "S3DataDistributionType")
-    if source["S3DataType"] not in ("S3Prefix", "ManifestFile"):
-        raise NotImplementedLocally(f"{what}.S3DataType {source['S3DataType']}")
-    return source["S3Uri"], source["S3DataType"]
-
-
-def one_instance(config: dict, what: str) -> None:
-    """Refuses a cluster: jobs run on this one machine."""
-    refuse(config, what, "InstanceType", "InstanceCount", "VolumeSizeInGB", "VolumeKmsKeyId")
-    if config.get("InstanceCount", 1) > 1:
-        raise NotImplementedLocally(f"{what}.InstanceCount above 1")
 
 
 def summaries(records: list[dict], *names: str) -> Iterator[dict]:

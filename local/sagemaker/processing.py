@@ -15,8 +15,6 @@ from .jobs import (
     Stopped,
     Work,
     check_role,
-    one_instance,
-    refuse,
     summaries,
 )
 from .processes import base_environment
@@ -74,44 +72,21 @@ class ProcessingJobs:
         return {"ProcessingJobArn": job_arn}
 
     def _check(self, request: dict) -> None:
-        refuse(
-            request,
-            "CreateProcessingJob",
-            "ProcessingInputs",
-            "ProcessingOutputConfig",
-            "ProcessingJobName",
-            "ProcessingResources",
-            "StoppingCondition",
-            "AppSpecification",
-            "Environment",
-            "NetworkConfig",
-            "RoleArn",
-            "Tags",
-        )
         application = request["AppSpecification"]
         if not LOCAL_IMAGE.match(application["ImageUri"]) and not application.get("ContainerEntrypoint"):
             raise NotImplementedLocally(
                 f"Running the container image {application['ImageUri']!r} without ContainerEntrypoint"
             )
-        one_instance(request["ProcessingResources"]["ClusterConfig"], "ClusterConfig")
         check_role(request["RoleArn"])
         for item in request.get("ProcessingInputs", []):
-            refuse(item, "ProcessingInputs", "InputName", "AppManaged", "S3Input")
-            if item.get("AppManaged"):
-                raise NotImplementedLocally("ProcessingInputs.AppManaged")
             source = item.get("S3Input") or {}
             if not source.get("LocalPath"):
                 raise ValidationException(f"ProcessingInput {item['InputName']!r} needs an S3Input with a LocalPath.")
-            if source["S3DataType"] not in ("S3Prefix", "ManifestFile"):
-                raise NotImplementedLocally(f"S3DataType {source['S3DataType']}")
-            if source.get("S3InputMode", "File") != "File" or source.get("S3CompressionType", "None") != "None":
-                raise NotImplementedLocally("S3InputMode Pipe and S3CompressionType Gzip")
         for item in request.get("ProcessingOutputConfig", {}).get("Outputs", []):
-            refuse(item, "Outputs", "OutputName", "S3Output", "AppManaged")
-            if item.get("AppManaged") or not (item.get("S3Output") or {}).get("LocalPath"):
-                raise NotImplementedLocally("An output without S3Output.LocalPath")
-            if item["S3Output"]["S3UploadMode"] != "EndOfJob":
-                raise NotImplementedLocally(f"S3UploadMode {item['S3Output']['S3UploadMode']}")
+            if not (item.get("S3Output") or {}).get("LocalPath"):
+                raise ValidationException(
+                    f"ProcessingOutput {item['OutputName']!r} needs an S3Output with a LocalPath."
+                )
 
     def _get(self, request: dict) -> Record:
         name = request["ProcessingJobName"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import host
 from .errors import ConflictException, NotImplementedLocally, ValidationException
-from .jobs import Work, check_role, refuse, summaries
+from .jobs import Work, check_role, summaries
 from .settings import LOCAL_IMAGE
 from .store import Record, Store, arn, now, page, pick, record
 from .transfers import Transfers
@@ -23,17 +23,6 @@ class Registry:
 
     async def create_model(self, request: dict) -> dict:
         """CreateModel."""
-        refuse(
-            request,
-            "CreateModel",
-            "ModelName",
-            "PrimaryContainer",
-            "Containers",
-            "ExecutionRoleArn",
-            "Tags",
-            "VpcConfig",
-            "EnableNetworkIsolation",
-        )
         name = request["ModelName"]
         model_arn = arn(MODEL, name)
         if self.store.find(MODEL, name):
@@ -65,16 +54,6 @@ class Registry:
         return {"ModelArn": model_arn}
 
     async def _check_container(self, container: dict, role: str, model_arn: str) -> None:
-        refuse(
-            container,
-            "PrimaryContainer",
-            "Image",
-            "ModelDataUrl",
-            "Environment",
-            "ContainerHostname",
-            "Mode",
-            "ModelPackageName",
-        )
         image = container.get("Image", "")
         local = LOCAL_IMAGE.match(image)
         if not local:
@@ -129,17 +108,6 @@ class Registry:
 
     async def create_config(self, request: dict) -> dict:
         """CreateEndpointConfig."""
-        refuse(
-            request,
-            "CreateEndpointConfig",
-            "EndpointConfigName",
-            "ProductionVariants",
-            "Tags",
-            "KmsKeyId",
-            "ExecutionRoleArn",
-            "VpcConfig",
-            "EnableNetworkIsolation",
-        )
         name = request["EndpointConfigName"]
         config_arn = arn(CONFIG, name)
         if self.store.find(CONFIG, name):
@@ -149,26 +117,10 @@ class Registry:
         if len(set(names)) < len(names):
             raise ValidationException("Variant names must be unique within an endpoint configuration.")
         for variant in variants:
-            refuse(
-                variant,
-                "ProductionVariants",
-                "VariantName",
-                "ModelName",
-                "InitialInstanceCount",
-                "InstanceType",
-                "InitialVariantWeight",
-                "ServerlessConfig",
-                "ModelDataDownloadTimeoutInSeconds",
-                "ContainerStartupHealthCheckTimeoutInSeconds",
-                "VolumeSizeInGB",
-                "EnableSSMAccess",
-                "InferenceAmiVersion",
-            )
             if "ModelName" not in variant:
                 raise NotImplementedLocally("A production variant without ModelName (inference components)")
             self._model(variant)
             if "ServerlessConfig" in variant:
-                refuse(variant["ServerlessConfig"], "ServerlessConfig", "MemorySizeInMB", "MaxConcurrency")
                 if len(variants) > 1:
                     raise ValidationException("A serverless endpoint can have one production variant only.")
             elif not variant.get("InstanceType") or not variant.get("InitialInstanceCount"):
@@ -230,7 +182,6 @@ class Registry:
 
     async def create_group(self, request: dict) -> dict:
         """CreateModelPackageGroup."""
-        refuse(request, "CreateModelPackageGroup", "ModelPackageGroupName", "ModelPackageGroupDescription", "Tags")
         name = request["ModelPackageGroupName"]
         group_arn = arn(GROUP, name)
         if self.store.find(GROUP, name):
@@ -284,25 +235,6 @@ class Registry:
 
     async def create_package(self, request: dict) -> dict:
         """CreateModelPackage: a version in a group."""
-        refuse(
-            request,
-            "CreateModelPackage",
-            "ModelPackageGroupName",
-            "ModelPackageDescription",
-            "InferenceSpecification",
-            "ModelApprovalStatus",
-            "MetadataProperties",
-            "ModelMetrics",
-            "ClientToken",
-            "CustomerMetadataProperties",
-            "Domain",
-            "Task",
-            "SamplePayloadUrl",
-            "Tags",
-            "SkipModelValidation",
-            "ModelCard",
-            "SourceUri",
-        )
         if "ModelPackageGroupName" not in request:
             raise NotImplementedLocally("A model package outside a model package group")
         group = self._group(request["ModelPackageGroupName"])
@@ -363,16 +295,6 @@ class Registry:
 
     async def update_package(self, request: dict) -> dict:
         """UpdateModelPackage: approval, its description, and metadata."""
-        refuse(
-            request,
-            "UpdateModelPackage",
-            "ModelPackageArn",
-            "ModelApprovalStatus",
-            "ApprovalDescription",
-            "CustomerMetadataProperties",
-            "CustomerMetadataPropertiesToRemove",
-            "SourceUri",
-        )
         package = self._package(request["ModelPackageArn"])
         package |= pick(request, "ModelApprovalStatus", "ApprovalDescription", "SourceUri")
         properties = package.get("CustomerMetadataProperties", {}) | request.get("CustomerMetadataProperties", {})

@@ -19,9 +19,6 @@ from .jobs import (
     Work,
     check_metric_definitions,
     check_role,
-    one_instance,
-    refuse,
-    s3_source,
     summaries,
 )
 from .processes import base_environment
@@ -99,39 +96,8 @@ class TrainingJobs:
         return job
 
     def check(self, request: dict) -> None:
-        """Refuses what AWS refuses, and what is not implemented here; a tuning job asks before it starts any."""
-        refuse(
-            request,
-            "CreateTrainingJob",
-            "TrainingJobName",
-            "HyperParameters",
-            "AlgorithmSpecification",
-            "RoleArn",
-            "InputDataConfig",
-            "OutputDataConfig",
-            "ResourceConfig",
-            "StoppingCondition",
-            "Tags",
-            "CheckpointConfig",
-            "DebugHookConfig",
-            "ProfilerConfig",
-            "Environment",
-            "VpcConfig",
-            "EnableNetworkIsolation",
-            "EnableInterContainerTrafficEncryption",
-            "EnableManagedSpotTraining",
-        )
+        """Refuses what AWS refuses, and images that mean nothing here; a tuning job asks before it starts any."""
         algorithm = request.get("AlgorithmSpecification", {})
-        refuse(
-            algorithm,
-            "AlgorithmSpecification",
-            "TrainingImage",
-            "TrainingInputMode",
-            "MetricDefinitions",
-            "EnableSageMakerMetricsTimeSeries",
-            "ContainerEntrypoint",
-            "ContainerArguments",
-        )
         image = algorithm.get("TrainingImage", "")
         if not image:
             raise ValidationException(
@@ -150,13 +116,7 @@ class TrainingJobs:
         check_role(request["RoleArn"])
         if not request.get("ResourceConfig"):
             raise ValidationException("You must specify ResourceConfig.")
-        one_instance(request["ResourceConfig"], "ResourceConfig")
-        output = request["OutputDataConfig"]
-        refuse(output, "OutputDataConfig", "S3OutputPath", "KmsKeyId", "CompressionType")
-        if output.get("CompressionType", "GZIP") != "GZIP":
-            raise NotImplementedLocally(f"OutputDataConfig.CompressionType {output['CompressionType']}")
         condition = request.get("StoppingCondition", {})
-        refuse(condition, "StoppingCondition", "MaxRuntimeInSeconds", "MaxWaitTimeInSeconds")
         if request.get("EnableManagedSpotTraining") and condition.get("MaxWaitTimeInSeconds", 0) < condition.get(
             "MaxRuntimeInSeconds", DEFAULT_MAX_RUNTIME
         ):
@@ -167,22 +127,8 @@ class TrainingJobs:
         if len(set(names)) < len(names):
             raise ValidationException("Channel names in InputDataConfig must be unique.")
         for channel in request.get("InputDataConfig", []):
-            refuse(
-                channel,
-                "InputDataConfig",
-                "ChannelName",
-                "DataSource",
-                "ContentType",
-                "CompressionType",
-                "RecordWrapperType",
-                "InputMode",
-            )
-            refuse(channel["DataSource"], "DataSource", "S3DataSource")
-            s3_source(channel["DataSource"]["S3DataSource"], "S3DataSource")
-            if channel.get("CompressionType", "None") != "None" or channel.get("RecordWrapperType", "None") != "None":
-                raise NotImplementedLocally("Decompression and RecordIO wrapping of a channel")
-            if (mode := channel.get("InputMode") or algorithm["TrainingInputMode"]) == "Pipe":
-                raise NotImplementedLocally(f"InputMode {mode}")
+            if not channel["DataSource"].get("S3DataSource"):
+                raise ValidationException(f"The channel {channel['ChannelName']!r} has no S3DataSource.")
 
     async def describe(self, request: dict) -> dict:
         """DescribeTrainingJob."""
@@ -327,8 +273,9 @@ class TrainingJobs:
         if "ProfilerConfig" in job:
             container.write_config("profilerconfig", job["ProfilerConfig"])
         for channel in channels:
-            uri, data_type = s3_source(channel["DataSource"]["S3DataSource"], "S3DataSource")
-            transfers.download(uri, data_type, container.opt_ml / "input" / "data" / channel["ChannelName"])
+            source = channel["DataSource"]["S3DataSource"]
+            folder = container.opt_ml / "input" / "data" / channel["ChannelName"]
+            transfers.download(source["S3Uri"], source["S3DataType"], folder)
         if checkpoints := job.get("CheckpointConfig"):
             folder = container.path(checkpoints.get("LocalPath", "/opt/ml/checkpoints"))
             folder.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,8 @@ import math
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from .errors import NotImplementedLocally, ResourceInUse, ResourceNotFound, ValidationException
-from .jobs import Work, check_metric_definitions, refuse, summaries
+from .errors import ResourceInUse, ResourceNotFound, ValidationException
+from .jobs import Work, check_metric_definitions, summaries
 from .store import Record, Store, arn, now, page, pick, record
 from .training import ENDED, TrainingJobs
 
@@ -58,42 +58,13 @@ class TuningJobs:
         return {"HyperParameterTuningJobArn": job_arn}
 
     def _check(self, request: dict) -> None:
-        refuse(
-            request,
-            "CreateHyperParameterTuningJob",
-            "HyperParameterTuningJobName",
-            "HyperParameterTuningJobConfig",
-            "TrainingJobDefinition",
-            "Tags",
-        )
         config = request["HyperParameterTuningJobConfig"]
-        refuse(
-            config,
-            "HyperParameterTuningJobConfig",
-            "Strategy",
-            "HyperParameterTuningJobObjective",
-            "ResourceLimits",
-            "ParameterRanges",
-            "TrainingJobEarlyStoppingType",
-            "RandomSeed",
-        )
-        if config["Strategy"] not in ("Bayesian", "Random"):
-            raise NotImplementedLocally(f"The tuning strategy {config['Strategy']}")
-        if config.get("TrainingJobEarlyStoppingType", "Off") != "Off":
-            raise NotImplementedLocally("TrainingJobEarlyStoppingType Auto")
         limits = config["ResourceLimits"]
         if limits.get("MaxNumberOfTrainingJobs") is None:
             raise ValidationException("You must specify MaxNumberOfTrainingJobs in ResourceLimits.")
         if limits["MaxParallelTrainingJobs"] > limits["MaxNumberOfTrainingJobs"]:
             raise ValidationException("MaxParallelTrainingJobs cannot be greater than MaxNumberOfTrainingJobs.")
         ranges = config.get("ParameterRanges", {})
-        refuse(
-            ranges,
-            "ParameterRanges",
-            "ContinuousParameterRanges",
-            "IntegerParameterRanges",
-            "CategoricalParameterRanges",
-        )
         names = [item["Name"] for items in ranges.values() for item in items]
         if not names:
             raise ValidationException("You must specify at least one hyperparameter range in ParameterRanges.")
@@ -104,23 +75,6 @@ class TuningJobs:
         definition = request.get("TrainingJobDefinition")
         if not definition or "HyperParameterTuningJobObjective" not in config:
             raise ValidationException("You must specify TrainingJobDefinition and HyperParameterTuningJobObjective.")
-        refuse(
-            definition,
-            "TrainingJobDefinition",
-            "StaticHyperParameters",
-            "AlgorithmSpecification",
-            "RoleArn",
-            "InputDataConfig",
-            "OutputDataConfig",
-            "ResourceConfig",
-            "StoppingCondition",
-            "Environment",
-            "CheckpointConfig",
-            "VpcConfig",
-            "EnableNetworkIsolation",
-            "EnableInterContainerTrafficEncryption",
-            "EnableManagedSpotTraining",
-        )
         if both := set(names) & set(definition.get("StaticHyperParameters", {})):
             raise ValidationException(f"Hyperparameters {sorted(both)} cannot be both static and tuned.")
         objective = config["HyperParameterTuningJobObjective"]["MetricName"]
