@@ -26,7 +26,8 @@ from typing import IO
 
 import psutil
 
-from local import processes
+from local import objects, processes
+from local.sagemaker.processes import left_behind
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 STATE = CHECKOUT / ".houndloop"
@@ -35,6 +36,7 @@ REGION = "us-east-1"
 ACCOUNT = "000000000000"
 START_SECONDS = 60.0
 STOP_SECONDS = 12.0  # a little more than the emulator gives itself
+GONE_SECONDS = 1.0  # until the kernel has taken away a process that was killed, and its lock
 
 
 class EmulatorError(Exception):
@@ -76,8 +78,8 @@ class Emulator:
         port: where to listen on 127.0.0.1; any free port by default.
         state: the folder for everything that it writes (`.houndloop` in the checkout); logs in `emulator.log`.
         auth: whether IAM policies are enforced.
-        keep: whether what an earlier emulator saved in `state` is loaded, and this one's state saved when it stops.
-            Otherwise it begins with an empty account.
+        keep: whether what an earlier emulator saved in `state` is loaded, and this one's state saved, as it goes: a
+            kill costs its last second. Otherwise it begins with an empty account.
         environment: more environment variables for the process.
     """
 
@@ -143,7 +145,7 @@ class Emulator:
             check_port(self.port)
         else:
             self.port = free_port()
-        lock = self._lock_state()
+        lock = self._lock_state(GONE_SECONDS)
         self._prepare_state()
         with lock, self.log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -181,7 +183,7 @@ class Emulator:
             process.wait()
         finally:
             # Whatever did not go with it: after a kill, or because it was started at the last moment.
-            processes.end([*below, *_session(process.pid)])
+            processes.end([*below, *_session(process.pid), *left_behind(self.state / "sagemaker")])
             with contextlib.suppress(EmulatorError), self._lock_state():  # the next one may have the folder by now
                 # The logs stay: whoever looks for why something failed looks after it ended.
                 self._remove(*(("tmp",) if self.keep else ("tmp", "state", "s3", "sagemaker/models")))
@@ -194,22 +196,26 @@ class Emulator:
     ) -> None:
         self.stop()
 
-    def _lock_state(self) -> IO[bytes]:
+    def _lock_state(self, patience: float = 0.0) -> IO[bytes]:
         """Take the state folder: two emulators in one would delete each other's files.
 
         Raises:
-            EmulatorError: another emulator has it.
+            EmulatorError: another emulator has it, for longer than `patience` seconds.
         """
         self.state.mkdir(parents=True, exist_ok=True)
         lock = (self.state / "lock").open("ab")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise EmulatorError(
-                f"Another emulator runs with its state in {self.state}: stop it first (Ctrl-C, or `make down`)."
-            ) from None
-        return lock
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
+            except OSError:
+                if time.monotonic() >= deadline:
+                    lock.close()
+                    raise EmulatorError(
+                        f"Another emulator runs with its state in {self.state}: stop it first (Ctrl-C, or `make down`)."
+                    ) from None
+            time.sleep(0.05)
 
     def _remove(self, *folders: str) -> None:
         for folder in folders:
@@ -219,6 +225,7 @@ class Emulator:
         self._remove(*(("tmp",) if self.keep else ("tmp", "state", "s3", "sagemaker")))
         for folder in ("tmp", "state", "s3"):
             (self.state / folder).mkdir(parents=True, exist_ok=True)
+        objects.recover(self.state / "s3")
 
     def _process_environment(self) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAM_CLI_"))}

@@ -7,6 +7,7 @@ which is how it learns that whoever started it is gone, however that happened.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ from ministack import app
 from ministack.core import lambda_runtime
 
 from local import processes, seams
-from local.seams import sagemaker
+from local.seams import autoscaling, persistence, sagemaker
 
 logger = logging.getLogger("houndloop")
 
@@ -73,12 +74,19 @@ def finish(code: int) -> None:
 
 
 def stop_services() -> None:
-    """Stop what serves: jobs and endpoints of SageMaker, and the workers of functions."""
+    """Stop what serves (jobs and endpoints of SageMaker, the workers of functions), then save."""
     try:
         sagemaker.shutdown()
     except Exception:
         logger.exception("SageMaker did not stop cleanly")
     lambda_runtime.reset()
+    persistence.finish()
+
+
+def settle_memory() -> None:
+    """Keep what was loaded out of the garbage collector's sight: walking it stalls every request for half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def main() -> None:
@@ -96,6 +104,8 @@ def main() -> None:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 await sagemaker.start()
+                await autoscaling.start()
+                settle_memory()
             if message["type"] == "lifespan.shutdown":
                 end_later()
                 stopping = threading.Thread(target=stop_services)
@@ -104,7 +114,11 @@ def main() -> None:
                     await asyncio.sleep(0.05)
             return message
 
-        await served(scope, listen, send)
+        try:
+            await served(scope, listen, send)
+        except Exception:  # the web server would go on without what did not start: empty, where state was kept
+            logger.exception("the emulator could not start")
+            finish(1)
 
     app.app = serve
     code = 1

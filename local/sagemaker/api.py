@@ -13,10 +13,11 @@ import shutil
 from collections.abc import Awaitable, Callable
 from urllib.parse import unquote
 
-from . import host, support, validation
+from . import host, support, tags, validation
 from .endpoints import Endpoints
-from .errors import NotImplementedLocally, SageMakerError, UnknownOperation, ValidationException
+from .errors import NotImplementedLocally, SageMakerError, UnknownOperation
 from .jobs import Work
+from .packages import Packages
 from .processing import ProcessingJobs
 from .registry import Registry
 from .settings import Settings
@@ -25,7 +26,13 @@ from .training import TrainingJobs
 from .tuning import TuningJobs
 
 logger = logging.getLogger(__name__)
-INVOCATION = re.compile(r"^/endpoints/(?P<name>[^/]+)/invocations/?$")
+INVOCATION = re.compile(
+    r"^/endpoints/(?P<name>[^/]+)/(?P<how>invocations|async-invocations|invocations-response-stream)/?$"
+)
+NOT_INVOKED = {
+    "async-invocations": "InvokeEndpointAsync",
+    "invocations-response-stream": "InvokeEndpointWithResponseStream",
+}
 Action = Callable[[dict], Awaitable[dict]]
 Response = tuple[int, dict[str, str], bytes]
 
@@ -37,7 +44,9 @@ class SageMaker:
         self.settings = settings or Settings()
         self.store = Store(self.settings.state_dir / "state")
         self.work = Work(self.settings)
-        self.registry = registry = Registry(self.store, self.work)
+        self.packages = packages = Packages(self.store)
+        self.registry = registry = Registry(self.store, self.work, packages)
+        self.tags = tagging = tags.Tags(self.store)
         self.training = training = TrainingJobs(self.store, self.work)
         self.processing = processing = ProcessingJobs(self.store, self.work)
         self.tuning = tuning = TuningJobs(self.store, self.work, training)
@@ -68,19 +77,21 @@ class SageMaker:
             "DescribeEndpoint": endpoints.describe,
             "ListEndpoints": endpoints.listing,
             "UpdateEndpoint": endpoints.update,
+            "UpdateEndpointWeightsAndCapacities": endpoints.update_weights_and_capacities,
             "DeleteEndpoint": endpoints.delete,
-            "CreateModelPackageGroup": registry.create_group,
-            "DescribeModelPackageGroup": registry.describe_group,
-            "ListModelPackageGroups": registry.list_groups,
-            "DeleteModelPackageGroup": registry.delete_group,
-            "CreateModelPackage": registry.create_package,
-            "DescribeModelPackage": registry.describe_package,
-            "ListModelPackages": registry.list_packages,
-            "UpdateModelPackage": registry.update_package,
-            "DeleteModelPackage": registry.delete_package,
-            "AddTags": registry.add_tags,
-            "ListTags": registry.list_tags,
-            "DeleteTags": registry.delete_tags,
+            "CreateModelPackageGroup": packages.create_group,
+            "DescribeModelPackageGroup": packages.describe_group,
+            "ListModelPackageGroups": packages.list_groups,
+            "DeleteModelPackageGroup": packages.delete_group,
+            "CreateModelPackage": packages.create,
+            "DescribeModelPackage": packages.describe,
+            "BatchDescribeModelPackage": packages.describe_batch,
+            "ListModelPackages": packages.list,
+            "UpdateModelPackage": packages.update,
+            "DeleteModelPackage": packages.delete,
+            "AddTags": tagging.add,
+            "ListTags": tagging.list,
+            "DeleteTags": tagging.delete,
         }
         self.recovered = False
 
@@ -89,11 +100,12 @@ class SageMaker:
         if self.recovered:
             return
         self.recovered = True
+        self.work.processes.end_left_behind()
         shutil.rmtree(self.settings.state_dir / "models", ignore_errors=True)  # unpacked for servers that are gone
         for account, region in sorted(self.store.scopes()):
             with host.scope(account, region):
-                self.tuning.recover()
                 self.training.recover()
+                self.tuning.recover()  # counts what became of its training jobs
                 self.processing.recover()
                 self.endpoints.recover()
 
@@ -103,7 +115,9 @@ class SageMaker:
         invocation = INVOCATION.match(path)
         try:
             if invocation and method == "POST":
-                return await self.endpoints.invoke(unquote(invocation["name"]), headers, body)
+                if invocation["how"] != "invocations":
+                    raise NotImplementedLocally(f"The action {NOT_INVOKED[invocation['how']]}")
+                return await self.endpoints.router.invoke(unquote(invocation["name"]), headers, body)
             return await self._act(headers, body)
         except SageMakerError as error:
             return answer_error(error)
@@ -114,18 +128,15 @@ class SageMaker:
     async def _act(self, headers: dict[str, str], body: bytes) -> Response:
         service, _, action = headers.get("x-amz-target", "").partition(".")
         if service != "SageMaker" or not action:
-            raise UnknownOperation("The request names no SageMaker action in X-Amz-Target.")
+            raise UnknownOperation
         operation = validation.operation(action)
         if action not in self.actions:
             raise NotImplementedLocally(f"The action {action}")
-        try:
-            request = json.loads(body or b"{}")
-        except ValueError:
-            raise ValidationException("The request body is not valid JSON.") from None
+        request = validation.parse(action, body)
         validation.validate(action, request)
         support.check(action, request)
-        # A member that is null is a member that is not there.
-        result = await self.actions[action]({key: value for key, value in request.items() if value is not None})
+        tags.check(request.get("Tags", []))
+        result = await self.actions[action](request)
         shape = operation.output_shape
         shown = {key: result[key] for key in (shape.members if shape else ()) if result.get(key) is not None}
         content = json.dumps(shown).encode() if shape else b""
@@ -134,7 +145,8 @@ class SageMaker:
 
 def answer_error(error: SageMakerError) -> Response:
     """An error as both protocols carry it: in the header for REST, in the body for JSON 1.1."""
-    content = json.dumps({"__type": error.code, "message": error.message, "Message": error.message} | error.extra)
+    message = {"message": error.message, "Message": error.message} if error.message else {}
+    content = json.dumps({"__type": error.code} | message | error.extra)
     headers = {"Content-Type": "application/x-amz-json-1.1", "x-amzn-ErrorType": error.code}
     return error.status, headers, content.encode()
 

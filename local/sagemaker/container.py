@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from .settings import LOCAL_IMAGE, Settings
 
 _OPT_ML = re.compile(r"(^|=)/opt/ml(?=/|$)")
+TOLD_LIMIT = 4096  # bytes; AWS shows the first 1,024 characters
 _PYTHON = re.compile(r"^(/usr(/local)?/bin/)?python[0-9.]*$")
 
 
@@ -39,6 +40,10 @@ class Container:
         """A word with its `/opt/ml` turned into this job's folder."""
         return _OPT_ML.sub(lambda match: f"{match[1]}{self.opt_ml}", text)
 
+    def localised_values(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The same for those values that are texts."""
+        return {name: self.localised(value) if isinstance(value, str) else value for name, value in values.items()}
+
     def path(self, text: str) -> Path:
         """A container's path as one of this machine."""
         return Path(self.localised(text))
@@ -54,18 +59,32 @@ class Container:
             words[0] = sys.executable
         return words, {"PYTHONPATH": str(folder)} if folder else {}
 
-    def write_config(self, name: str, content: object) -> None:
+    def channel(self, name: str) -> Path:
+        """`/opt/ml/input/data/<channel>`."""
+        return self.opt_ml / "input" / "data" / name
+
+    def write_config(self, name: str, content: object) -> Path:
         """`/opt/ml/input/config/<name>.json`."""
-        (self.config / f"{name}.json").write_text(json.dumps(content, indent=2))
+        path = self.config / f"{name}.json"
+        path.write_text(json.dumps(content, indent=2))
+        return path
+
+    def note(self, text: str) -> None:
+        """A line of ours in the job's log."""
+        with self.log.open("a") as log:
+            log.write(text + "\n")
 
     def failure(self) -> str:
         """What the job wrote to `/opt/ml/output/failure`, or the empty string."""
-        path = self.output / "failure"
-        return path.read_text(errors="replace").strip() if path.is_file() else ""
+        return self.written("failure").decode(errors="replace").strip()
 
-    def clear(self) -> None:
-        """Removes `/opt/ml`, whose outputs are in S3 by now; the log stays. Blocking."""
-        shutil.rmtree(self.folder / "opt", ignore_errors=True)
+    def written(self, name: str) -> bytes:
+        """The beginning of a file that the job left in `/opt/ml/output` to be told on; empty if it did not."""
+        path = self.output / name
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(TOLD_LIMIT)
 
 
 def last_lines(path: Path, count: int) -> list[str]:

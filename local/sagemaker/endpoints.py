@@ -1,97 +1,53 @@
-"""Endpoints: fleets of serving processes, blue/green updates that watch alarms, and the router in front of them."""
+"""Endpoints: made, updated blue/green under the eyes of alarms, scaled, deleted, and brought back after a restart."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import logging
-import math
 import shutil
 import time
 import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from . import host
-from .errors import (
-    ModelError,
-    RequestEntityTooLarge,
-    ServiceUnavailable,
-    ThrottlingException,
-    ValidationError,
-    ValidationException,
-)
-from .instances import (
-    BrokenAnswer,
-    Fleet,
-    HealthError,
-    Instance,
-    NotReached,
-    Variant,
-    serving_command,
-    serving_environment,
-    smooth_choice,
-)
+from . import host, rollout
+from .errors import ValidationException
+from .fleets import Fleet, Traffic, Variant, VariantPlan, healthy, stop
+from .instances import HealthError, Instance, serving_command, serving_environment
 from .jobs import FAILURE_REASON_LIMIT, Work, summaries
 from .registry import Registry, could_not_find
-from .settings import REAL_TIME_BODY_LIMIT, SERVERLESS_BODY_LIMIT
+from .rollout import RolledBack
+from .router import Router
 from .store import Record, Store, arn, now, page, record
 from .transfers import TransferError, Transfers
 
 logger = logging.getLogger(__name__)
 KIND = "endpoint"
-NAMESPACE = "AWS/SageMaker"
 ALARM_INTERVAL = 0.5  # seconds between looks at the alarms
-SERVER_GRACE = 30.0  # seconds between SIGTERM and SIGKILL of a server
-MAX_CANARY_PERCENT = 50
-LINEAR_PERCENT = (10, 50)
-FORWARDED = {  # the runtime API's headers, as the container sees them
-    "content-type": "Content-Type",
-    "accept": "Accept",
-    "x-amzn-sagemaker-custom-attributes": "X-Amzn-SageMaker-Custom-Attributes",
-    "x-amzn-sagemaker-inference-id": "X-Amzn-SageMaker-Inference-Id",
-    "x-amzn-sagemaker-target-model": "X-Amzn-SageMaker-Target-Model",
-}
-
-
-class RolledBack(Exception):
-    """The update is undone; the text is the reason."""
-
-
-class Traffic:
-    """What answers for one endpoint now: the live fleet, and during an update the new one with its share."""
-
-    def __init__(self, blue: Fleet) -> None:
-        self.blue = blue
-        self.green: Fleet | None = None
-        self.share = 0.0  # of the requests that green gets
-
-    def choose(self) -> Fleet:
-        """The fleet for the next request."""
-        if self.green is None or self.share <= 0:
-            return self.blue
-        if self.share >= 1:
-            return self.green
-        return smooth_choice([self.blue, self.green], [1 - self.share, self.share])
+EXPECTED = (RolledBack, HealthError, TransferError, ValidationException)  # whose text is the reason, without a trace
 
 
 class Endpoints:
-    """CreateEndpoint, UpdateEndpoint, InvokeEndpoint and their siblings."""
+    """CreateEndpoint, UpdateEndpoint and their siblings. What serves now is known to `router`."""
 
     def __init__(self, store: Store, work: Work, registry: Registry) -> None:
         self.store, self.work, self.registry = store, work, registry
-        self.traffic: dict[str, Traffic] = {}  # by ARN
+        self.router = Router(store)
 
-    # Control plane
+    # Creation, description, deletion
 
     async def create(self, request: dict) -> dict:
         """CreateEndpoint."""
         name = request["EndpointName"]
         endpoint_arn = arn(KIND, name)
-        if self.store.find(KIND, name):
+        if self.store.by_arn(endpoint_arn):  # ARNs are in lower case, so names do not differ by case alone
             raise ValidationException(f'Cannot create already existing endpoint "{endpoint_arn}".')
-        self.registry.config(request["EndpointConfigName"])
-        if request.get("DeploymentConfig"):
-            self._check_deployment(request["DeploymentConfig"], request["EndpointConfigName"])
+        config_name = request["EndpointConfigName"]
+        plans = self._plans(config_name)
+        if deployment := request.get("DeploymentConfig"):
+            self._check_deployment(deployment, plans)
         created = now()
         endpoint = record(
             KIND,
@@ -99,110 +55,242 @@ class Endpoints:
             endpoint_arn,
             EndpointName=name,
             EndpointArn=endpoint_arn,
-            EndpointConfigName=request["EndpointConfigName"],
+            EndpointConfigName=config_name,
             EndpointStatus="Creating",
             CreationTime=created,
             LastModifiedTime=created,
-            LastDeploymentConfig=request.get("DeploymentConfig"),
+            LastDeploymentConfig=deployment,
             _tags=request.get("Tags", []),
+            _serving=serving(config_name, plans),
         )
-        self.store.save(endpoint)
-        self.work.start(self._create(endpoint))
+        self._pending(endpoint, config_name, plans)
+        self.work.start(self._start(endpoint))
         return {"EndpointArn": endpoint_arn}
 
-    async def _create(self, endpoint: Record) -> None:
+    async def _start(self, endpoint: Record, reason: str = "") -> None:
+        """Brings up what the record says the endpoint serves: at first, and after a restart (with its reason)."""
         fleet: Fleet | None = None
+        kept = endpoint["_serving"]
+        plans = [VariantPlan(**plan) for plan in kept["variants"]]
         try:
-            fleet = await self._build(endpoint, endpoint["EndpointConfigName"])
-            fleet.start()
-            await fleet.healthy(self._health_timeout(fleet.config_name))
+            fleet = await self._build(endpoint, kept["config"], plans)
+            await self._launch(fleet)
         except asyncio.CancelledError:
             if fleet:
                 await self._retire(fleet)
             raise
         except Exception as error:
-            if not isinstance(error, HealthError | TransferError | ValidationException):
-                logger.exception("endpoint %s could not be created", endpoint["EndpointName"])
+            if not isinstance(error, EXPECTED):
+                logger.exception("endpoint %s could not be started", endpoint["EndpointName"])
             if fleet:
                 await self._retire(fleet)
+            endpoint.pop("PendingDeploymentSummary", None)
             self._become(endpoint, "Failed", str(error))
             return
-        self.traffic[endpoint["_arn"]] = Traffic(fleet)
+        self.router.traffic[endpoint["_arn"]] = Traffic(fleet)
+        self._serve(endpoint, fleet, reason)
+
+    def _get(self, request: dict) -> Record:
+        name = request["EndpointName"]
+        return self.store.get(KIND, name, lambda: could_not_find("endpoint", arn(KIND, name)))
+
+    async def describe(self, request: dict) -> dict:
+        """DescribeEndpoint."""
+        return self._get(request)
+
+    async def listing(self, request: dict) -> dict:
+        """ListEndpoints."""
+        found, token = page(self.store.all(KIND), request, "EndpointName", "EndpointStatus", default_order="Descending")
+        return {
+            "Endpoints": [
+                *summaries(found, "EndpointName", "EndpointArn", "CreationTime", "LastModifiedTime", "EndpointStatus")
+            ],
+            "NextToken": token,
+        }
+
+    async def delete(self, request: dict) -> dict:
+        """DeleteEndpoint: drains in the background, and the name is free when that is done."""
+        endpoint = self._get(request)
+        if endpoint["EndpointStatus"] not in ("InService", "Failed"):
+            raise in_progress(endpoint)
+        self._become(endpoint, "Deleting")
+        self.work.start(self._delete(endpoint))
+        return {}
+
+    async def _delete(self, endpoint: Record) -> None:
+        if traffic := self.router.traffic.pop(endpoint["_arn"], None):
+            await self._retire(traffic.blue)
+        self.store.delete(endpoint)
+
+    # Updates
+
+    def _settled(self, endpoint: Record) -> Traffic:
+        """The traffic of an endpoint that may be changed; raises ValidationException for one that may not."""
+        if endpoint["EndpointStatus"] == "Failed":
+            # "DeleteEndpoint is the only operation that can be performed on a failed endpoint."
+            raise ValidationException(f'Cannot update endpoint "{endpoint["_arn"]}" because it is in status Failed.')
+        if endpoint["EndpointStatus"] != "InService":
+            raise in_progress(endpoint)
+        return self.router.traffic[endpoint["_arn"]]
+
+    async def update(self, request: dict) -> dict:
+        """UpdateEndpoint: a new fleet beside the old one, traffic shifted as DeploymentConfig says."""
+        endpoint = self._get(request)
+        config_name = request["EndpointConfigName"]
+        plans = self._plans(config_name)
+        blue = self._settled(endpoint).blue
+        self.registry.config(blue.config_name)  # AWS needs the old configuration, too, though it lets users delete it
+        excluded = [item["VariantPropertyType"] for item in request.get("ExcludeRetainedVariantProperties", [])]
+        if request.get("RetainAllVariantProperties"):
+            plans = retained(plans, blue, excluded)
+        deployment = request.get("DeploymentConfig") or {}
+        if request.get("RetainDeploymentConfig") and not deployment:
+            deployment = endpoint.get("LastDeploymentConfig") or {}
+        if deployment:
+            if {plan.name for plan in plans} != {variant.name for variant in blue.variants}:
+                raise ValidationException(
+                    "With a DeploymentConfig, the new endpoint configuration must have the same variant names as the "
+                    f'old one "{blue.config_name}".'
+                )
+            self._check_deployment(deployment, plans)
+        endpoint["LastDeploymentConfig"] = deployment or rollout.default_deployment()
+        endpoint["EndpointStatus"] = "Updating"
+        self._pending(endpoint, config_name, plans)
+        self.work.start(self._update(endpoint, config_name, plans, endpoint["LastDeploymentConfig"]))
+        return {"EndpointArn": endpoint["_arn"]}
+
+    def _check_deployment(self, deployment: dict, plans: list[VariantPlan]) -> None:
+        rollout.check(deployment, plans)
+        states = host.alarm_states(rollout.alarm_names(deployment))
+        if missing := [name for name, state in states.items() if state is None]:
+            raise ValidationException(f"The following CloudWatch alarms could not be found: {missing}.")
+
+    async def _update(self, endpoint: Record, config_name: str, plans: list[VariantPlan], deployment: dict) -> None:
+        traffic = self.router.traffic[endpoint["_arn"]]
+        policy = deployment.get("BlueGreenUpdatePolicy") or rollout.default_deployment()["BlueGreenUpdatePolicy"]
+        alarms = rollout.alarm_names(deployment)
+        blue = traffic.blue
+        green: Fleet | None = None
+        try:
+            async with asyncio.timeout(policy.get("MaximumExecutionTimeoutInSeconds")) as clock:
+                green = await self._build(endpoint, config_name, plans)
+                await self._launch(green)
+                watch(alarms)  # one that rings already stops the update before it has touched the traffic
+                shifts = rollout.steps(policy, min(plan.count for plan in plans))
+                for share, wait in shifts:
+                    self._stage(endpoint, green, share, "ActivatingTraffic", "Activating traffic on {capacity}.")
+                    traffic.shift(green, share)
+                    name = "TerminationWaitInSeconds" if share >= 1 else "WaitIntervalInSeconds"
+                    text = f"Baking for {wait:.0f} seconds ({name}) with traffic enabled on {{capacity}}."
+                    self._stage(endpoint, green, share, "Baking", text)
+                    await bake(wait, alarms)
+        except Exception as error:
+            reason = str(error)
+            if isinstance(error, TimeoutError) and clock.expired():
+                reason = "The update was rolled back because it did not end within MaximumExecutionTimeoutInSeconds."
+            elif not isinstance(error, EXPECTED):
+                logger.exception("the update of endpoint %s failed", endpoint["EndpointName"])
+            traffic.settle(blue)
+            if green:
+                self._stage(endpoint, green, 0.0, "Deleting", "Terminating {count} instance(s).")
+            self._become(endpoint, "RollingBack", reason)
+            if green:
+                await self._retire(green)
+            self._serve(endpoint, blue, reason)
+            return
+        traffic.settle(green)
+        endpoint["_serving"] = serving(config_name, plans)  # a restart from here on brings the new fleet back
+        endpoint["ProductionVariants"] = [
+            summary(blue, variant, status("Deleting", f"Terminating {len(variant.instances)} instance(s)."))
+            for variant in blue.variants
+        ]
+        self.store.save(endpoint)
+        await self._retire(blue)
+        self._serve(endpoint, green)
+
+    async def update_weights_and_capacities(self, request: dict) -> dict:
+        """UpdateEndpointWeightsAndCapacities: new instances get requests once healthy, surplus ones are drained."""
+        endpoint = self._get(request)
+        fleet = self._settled(endpoint).blue
+        changes: dict[str, dict] = {}
+        for item in request["DesiredWeightsAndCapacities"]:
+            name = item["VariantName"]
+            if name in changes:
+                raise ValidationException(f'The variant name "{name}" was non-unique within the request.')
+            if name not in [variant.name for variant in fleet.variants]:
+                raise ValidationException(
+                    f'The variant name(s) "{name}" is/are not present within endpoint configuration '
+                    f'"{fleet.config_name}".'
+                )
+            changes[name] = item
+        wanted = [rescaled(variant.plan, changes.get(variant.name, {})) for variant in fleet.variants]
+        endpoint["ProductionVariants"] = [
+            summary(fleet, variant, status("Updating", scaling(variant.plan.count, plan.count)), plan)
+            for variant, plan in zip(fleet.variants, wanted, strict=True)
+        ]
+        self._become(endpoint, "Updating")
+        self.work.start(self._rescale(endpoint, fleet, wanted))
+        return {"EndpointArn": endpoint["_arn"]}
+
+    async def _rescale(self, endpoint: Record, fleet: Fleet, wanted: list[VariantPlan]) -> None:
+        pairs = list(zip(fleet.variants, wanted, strict=True))
+        added = {
+            variant.name: [variant.new_instance() for _ in range(plan.count - len(variant.instances))]
+            for variant, plan in pairs
+        }
+        new = [instance for instances in added.values() for instance in instances]
+        try:
+            for instance in new:
+                instance.start()
+            for variant, plan in pairs:
+                await healthy(variant.name, added[variant.name], self._health_timeout(plan))
+        except Exception as error:
+            if not isinstance(error, EXPECTED):
+                logger.exception("endpoint %s could not be scaled", endpoint["EndpointName"])
+            self._become(endpoint, "RollingBack", str(error))
+            await stop(new, 0)
+            self._serve(endpoint, fleet, str(error))
+            return
+        surplus: list[Instance] = []
+        for variant, plan in pairs:
+            variant.plan = plan
+            kept = sorted([*variant.instances, *added[variant.name]], key=lambda instance: not instance.ready)
+            variant.instances = kept[: plan.count]
+            surplus += kept[plan.count :]
+        endpoint["_serving"] = serving(fleet.config_name, wanted)
+        self.store.save(endpoint)
+        await stop(surplus, self.work.settings.drain_timeout)
         self._serve(endpoint, fleet)
 
-    def _serve(self, endpoint: Record, fleet: Fleet, reason: str = "") -> None:
-        """The endpoint is in service with this fleet."""
-        endpoint["EndpointConfigName"] = fleet.config_name
-        endpoint["ProductionVariants"] = self._variants(fleet)
-        endpoint.pop("PendingDeploymentSummary", None)
-        self._become(endpoint, "InService", reason)
+    # Fleets
 
-    def _become(self, endpoint: Record, status: str, reason: str = "") -> None:
-        endpoint["EndpointStatus"] = status
-        endpoint["LastModifiedTime"] = now()
-        endpoint.pop("FailureReason", None)
-        if reason:
-            endpoint["FailureReason"] = reason[:FAILURE_REASON_LIMIT]
-        self.store.save(endpoint)
+    def _plans(self, config_name: str) -> list[VariantPlan]:
+        """What an endpoint configuration asks for; raises ValidationException if it, or a model of it, is not there."""
+        return [
+            VariantPlan.of(definition, *self.registry.model_container(definition["ModelName"]))
+            for definition in self.registry.config(config_name)["ProductionVariants"]
+        ]
 
-    def _variants(self, fleet: Fleet) -> list[dict]:
-        """ProductionVariants as DescribeEndpoint shows them."""
-        shown = []
-        for variant in fleet.variants:
-            config = self.store.find("endpoint-config", fleet.config_name) or {"ProductionVariants": []}
-            model = next(
-                (item["ModelName"] for item in config["ProductionVariants"] if item["VariantName"] == variant.name), ""
-            )
-            images = []
-            if model and self.store.find("model", model):
-                image = self.registry.model_container(model)[0].get("Image", "")
-                images = [{"SpecifiedImage": image, "ResolvedImage": image, "ResolutionTime": now()}]
-            entry = {
-                "VariantName": variant.name,
-                "DeployedImages": images,
-                "CurrentWeight": variant.weight,
-                "DesiredWeight": variant.weight,
-            }
-            if variant.serverless:
-                entry |= {"CurrentServerlessConfig": variant.serverless, "DesiredServerlessConfig": variant.serverless}
-            else:
-                entry |= {
-                    "CurrentInstanceCount": len(variant.instances),
-                    "DesiredInstanceCount": len(variant.instances),
-                }
-            shown.append(entry)
-        return shown
-
-    async def _build(self, endpoint: Record, config_name: str) -> Fleet:
-        """The fleet of a configuration: models unpacked once each, no process started yet."""
-        config = self.registry.config(config_name)
-        log_group = f"/aws/sagemaker/Endpoints/{endpoint['EndpointName']}"
+    async def _build(self, endpoint: Record, config_name: str, plans: list[VariantPlan]) -> Fleet:
+        """A fleet: models unpacked once each, no process started yet."""
         folder = self.work.settings.state_dir / "endpoints" / host.account() / host.region() / endpoint["_name"]
         folder.mkdir(parents=True, exist_ok=True)
-        counts = [
-            1 if "ServerlessConfig" in item else item["InitialInstanceCount"] for item in config["ProductionVariants"]
-        ]
         variants = []
-        for definition, count in zip(config["ProductionVariants"], counts, strict=True):
-            container, role = self.registry.model_container(definition["ModelName"])
-            role_environment = host.role_environment(role, endpoint["_arn"])
-            model = await self._model_folder(container, Transfers(role_environment, role))
-            argv = serving_command(container["Image"], self.work.settings.checkout)
-            env = serving_environment(container, model, role_environment, sum(counts))
-            instances = [
-                Instance(
-                    self.work,
-                    argv,
-                    env,
-                    folder,
-                    log_group,
-                    f"{definition['VariantName']}/i-{uuid.uuid4().hex[:17]}",
-                    model,
-                )
-                for _ in range(count)
-            ]
-            variants.append(Variant(definition, instances))
-        return Fleet(config_name, variants)
+        for plan in plans:
+            role_environment = host.role_environment(plan.role, endpoint["_arn"])
+            model = await self._model_folder(plan.container, Transfers(role_environment, plan.role))
+            argv = serving_command(plan.container["Image"], self.work.settings.checkout)
+            env = serving_environment(plan.container, model, role_environment, sum(item.count for item in plans))
+            group = f"/aws/sagemaker/Endpoints/{endpoint['EndpointName']}"
+
+            def new_instance(
+                name: str = plan.name, argv: list[str] = argv, env: dict = env, group: str = group, model: Path = model
+            ) -> Instance:
+                stream = f"{name}/i-{uuid.uuid4().hex[:17]}"
+                return Instance(self.work, argv, env, folder, group, stream, model)
+
+            variants.append(Variant(plan, new_instance))
+        return Fleet(config_name, variants, now())
 
     async def _model_folder(self, container: dict, transfers: Transfers) -> Path:
         """Where the model's data lies unpacked, for all instances that serve it."""
@@ -215,308 +303,194 @@ class Endpoints:
             folder.mkdir(parents=True)
         return folder
 
-    def _health_timeout(self, config_name: str) -> float:
-        variants = self.registry.config(config_name)["ProductionVariants"]
-        asked = [item.get("ContainerStartupHealthCheckTimeoutInSeconds") for item in variants]
-        return max([seconds for seconds in asked if seconds] or [self.work.settings.health_timeout])
+    async def _launch(self, fleet: Fleet) -> None:
+        """Starts every instance and waits until all are healthy; raises HealthError."""
+        for instance in fleet.instances:
+            instance.start()
+        for variant in fleet.variants:
+            await healthy(variant.name, variant.instances, self._health_timeout(variant.plan))
 
-    def _get(self, request: dict) -> Record:
-        name = request["EndpointName"]
-        return self.store.get(KIND, name, lambda: could_not_find("endpoint", arn(KIND, name)))
-
-    async def describe(self, request: dict) -> dict:
-        """DescribeEndpoint."""
-        return self._get(request)
-
-    async def listing(self, request: dict) -> dict:
-        """ListEndpoints."""
-        found, token = page(self.store.all(KIND), request, "EndpointName", "EndpointStatus")
-        return {
-            "Endpoints": [
-                *summaries(found, "EndpointName", "EndpointArn", "CreationTime", "LastModifiedTime", "EndpointStatus")
-            ],
-            "NextToken": token,
-        }
-
-    async def delete(self, request: dict) -> dict:
-        """DeleteEndpoint: drains in the background, and the name is free when that is done."""
-        endpoint = self._get(request)
-        if endpoint["EndpointStatus"] not in ("InService", "Failed", "OutOfService"):
-            raise ValidationException(f'Cannot update in-progress endpoint "{endpoint["_arn"]}".')
-        self._become(endpoint, "Deleting")
-        self.work.start(self._delete(endpoint))
-        return {}
-
-    async def _delete(self, endpoint: Record) -> None:
-        traffic = self.traffic.pop(endpoint["_arn"], None)
-        if traffic:
-            await self._retire(traffic.blue)
-        self.store.delete(endpoint)
+    def _health_timeout(self, plan: VariantPlan) -> float:
+        return plan.health_timeout or self.work.settings.health_timeout
 
     async def _retire(self, fleet: Fleet) -> None:
         """Drains and stops a fleet, and removes its unpacked models; a fleet without requests has nothing to drain."""
-        await fleet.stop(self.work.settings.drain_timeout, SERVER_GRACE)
-        for folder in {instance.cwd for instance in fleet.instances}:
+        folders = {instance.cwd for instance in fleet.instances}
+        await stop(fleet.instances, self.work.settings.drain_timeout)
+        for folder in folders:
             await self.work.blocking(shutil.rmtree, folder, True)
 
-    # Updates
+    # What a poller sees
 
-    async def update(self, request: dict) -> dict:
-        """UpdateEndpoint: a new fleet beside the old one, traffic shifted as DeploymentConfig says."""
-        endpoint = self._get(request)
-        config_name = request["EndpointConfigName"]
-        self.registry.config(config_name)
-        if endpoint["EndpointStatus"] not in ("InService", "Failed") or endpoint["_arn"] not in self.traffic:
-            if endpoint["EndpointStatus"] == "Failed":
-                raise ValidationException(
-                    f'Cannot update endpoint "{endpoint["_arn"]}" because it is in status Failed.'
-                )
-            raise ValidationException(f'Cannot update in-progress endpoint "{endpoint["_arn"]}".')
-        deployment = request.get("DeploymentConfig") or {}
-        if request.get("RetainDeploymentConfig") and not deployment:
-            deployment = endpoint.get("LastDeploymentConfig") or {}
-        if deployment:
-            self._check_deployment(deployment, config_name)
-        endpoint["LastDeploymentConfig"] = deployment or default_deployment()
-        endpoint["PendingDeploymentSummary"] = {
-            "EndpointConfigName": config_name,
-            "StartTime": now(),
-            "ProductionVariants": [],
-        }
-        self._become(endpoint, "Updating")
-        self.work.start(self._update(endpoint, config_name, endpoint["LastDeploymentConfig"]))
-        return {"EndpointArn": endpoint["_arn"]}
-
-    def _check_deployment(self, deployment: dict, config_name: str) -> None:
-        variants = self.registry.config(config_name)["ProductionVariants"]
-        if any("ServerlessConfig" in variant for variant in variants):
-            raise ValidationException("DeploymentConfig is not supported for serverless endpoints.")
-        alarms = deployment.get("AutoRollbackConfiguration", {}).get("Alarms", [])
-        missing = [
-            name
-            for name, state in host.alarm_states(item.get("AlarmName", "") for item in alarms).items()
-            if state is None
-        ]
-        if missing:
-            raise ValidationException(f"The following CloudWatch alarms could not be found: {missing}.")
-        policy = deployment.get("BlueGreenUpdatePolicy")
-        if not policy:
-            return
-        routing = policy["TrafficRoutingConfiguration"]
-        if routing["Type"] == "ALL_AT_ONCE":
-            return
-        member = "CanarySize" if routing["Type"] == "CANARY" else "LinearStepSize"
-        if not (size := routing.get(member)):
-            raise ValidationException(f"You must specify {member} for traffic routing of type {routing['Type']}.")
-        total = sum(variant["InitialInstanceCount"] for variant in variants)
-        percent = size["Value"] if size["Type"] == "CAPACITY_PERCENT" else 100 * size["Value"] / total
-        if percent > MAX_CANARY_PERCENT:
-            raise ValidationException(
-                f"{member} must be less than or equal to {MAX_CANARY_PERCENT}% of the variant's "
-                f"total instance count, found {size['Value']} of {total} instances."
-                if size["Type"] == "INSTANCE_COUNT"
-                else f"{member} must be less than or equal to {MAX_CANARY_PERCENT}%, found {size['Value']}%."
-            )
-        if routing["Type"] == "LINEAR" and percent < LINEAR_PERCENT[0]:
-            raise ValidationException(
-                f"LinearStepSize must be at least {LINEAR_PERCENT[0]}% of the variant's total "
-                f"instance count, found {percent:g}%."
-            )
-
-    async def _update(self, endpoint: Record, config_name: str, deployment: dict) -> None:
-        traffic = self.traffic[endpoint["_arn"]]
-        policy = deployment.get("BlueGreenUpdatePolicy") or default_deployment()["BlueGreenUpdatePolicy"]
-        alarms = [item["AlarmName"] for item in deployment.get("AutoRollbackConfiguration", {}).get("Alarms", [])]
-        limit = policy.get("MaximumExecutionTimeoutInSeconds", math.inf)
-        deadline = time.monotonic() + limit
-        blue = traffic.blue
-        green: Fleet | None = None
-        try:
-            green = await self._build(endpoint, config_name)
-            green.start()
-            self._pending(endpoint, green, "Creating")
-            await green.healthy(min(limit, self._health_timeout(config_name)))
-            traffic.green = green
-            blue.credit = green.credit = 0.0
-            for share, wait in steps(policy, len(green.instances)):
-                traffic.share = share
-                self._pending(endpoint, green, "Baking")
-                await self._bake(wait, alarms, deadline)
-        except Exception as error:
-            if not isinstance(error, RolledBack | HealthError | TransferError | ValidationException):
-                logger.exception("the update of endpoint %s failed", endpoint["EndpointName"])
-            traffic.green, traffic.share = None, 0.0
-            self._become(endpoint, "RollingBack", str(error))
-            if green:
-                await self._retire(green)
-            self._serve(endpoint, blue, str(error))
-            return
-        traffic.blue, traffic.green, traffic.share = green, None, 0.0
-        await self._retire(blue)
-        self._serve(endpoint, green)
-
-    def _pending(self, endpoint: Record, green: Fleet, stage: str) -> None:
-        """PendingDeploymentSummary of an endpoint that is being updated."""
-        variants = self._variants(green)
-        for variant in variants:
-            variant["VariantStatus"] = [{"Status": stage, "StartTime": now()}]
-        endpoint["PendingDeploymentSummary"]["ProductionVariants"] = variants
+    def _become(self, endpoint: Record, state: str, reason: str = "") -> None:
+        endpoint["EndpointStatus"] = state
+        endpoint["LastModifiedTime"] = now()
+        endpoint.pop("FailureReason", None)
+        if reason:
+            endpoint["FailureReason"] = reason[:FAILURE_REASON_LIMIT]
         self.store.save(endpoint)
 
-    async def _bake(self, seconds: float, alarms: list[str], deadline: float) -> None:
-        """Waits while watching the alarms; raises RolledBack."""
-        end = time.monotonic() + seconds
-        while True:
-            ringing = [name for name, state in host.alarm_states(alarms).items() if state == "ALARM"]
-            if ringing:
-                raise RolledBack(
-                    "The endpoint update was rolled back because the following CloudWatch alarms went "
-                    f"into ALARM state: {', '.join(ringing)}."
-                )
-            left = end - time.monotonic()
-            if left <= 0:
-                return
-            if time.monotonic() > deadline:
-                raise RolledBack(
-                    "The endpoint update was rolled back because it did not end within "
-                    "MaximumExecutionTimeoutInSeconds."
-                )
-            await asyncio.sleep(min(left, ALARM_INTERVAL))
+    def _serve(self, endpoint: Record, fleet: Fleet, reason: str = "") -> None:
+        """The endpoint is in service with this fleet."""
+        endpoint["EndpointConfigName"] = fleet.config_name
+        endpoint["ProductionVariants"] = [summary(fleet, variant) for variant in fleet.variants]
+        endpoint.pop("PendingDeploymentSummary", None)
+        self._become(endpoint, "InService", reason)
 
-    # Runtime
-
-    async def invoke(self, name: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
-        """InvokeEndpoint: the container's 2xx as it is, anything else as ModelError."""
-        began = time.perf_counter()
-        endpoint = self.store.find(KIND, name)
-        if endpoint is None or endpoint["EndpointStatus"] == "Deleting":
-            raise ValidationError(f"Endpoint {name} of account {host.account()} not found.")
-        traffic = self.traffic.get(endpoint["_arn"])
-        if traffic is None:
-            raise ValidationError(
-                f"Endpoint {name} of account {host.account()} is not in service (status {endpoint['EndpointStatus']})."
-            )
-        variant = self._variant(traffic.choose(), headers.get("x-amzn-sagemaker-target-variant"))
-        limit = SERVERLESS_BODY_LIMIT if variant.serverless else REAL_TIME_BODY_LIMIT
-        if len(body) > limit:
-            raise RequestEntityTooLarge(f"HTTP content length exceeded {limit} bytes.")
-        if variant.serverless and variant.concurrent >= variant.serverless["MaxConcurrency"]:
-            raise ThrottlingException("Rate exceeded")
-        variant.concurrent += 1
-        try:
-            status, answer_headers, answer, latency = await self._forward(variant, headers, body)
-        finally:
-            variant.concurrent -= 1
-        self._record(name, variant.name, status, latency, time.perf_counter() - began - latency)
-        if not 200 <= status < 300:
-            raise self._model_error(name, status, answer)
-        out = {
-            "Content-Type": answer_headers.get("content-type", "application/octet-stream"),
-            "x-Amzn-Invoked-Production-Variant": variant.name,
+    def _pending(self, endpoint: Record, config_name: str, plans: list[VariantPlan]) -> None:
+        """A deployment begins: its PendingDeploymentSummary, while the instances are on their way."""
+        started = now()
+        endpoint["PendingDeploymentSummary"] = {
+            "EndpointConfigName": config_name,
+            "StartTime": started,
+            "ProductionVariants": [
+                described(plan, started)
+                | current(plan, 0, 0.0)
+                | {"VariantStatus": status("Creating", f"Launching {plan.count} instance(s).")}
+                for plan in plans
+            ],
         }
-        if attributes := answer_headers.get("x-amzn-sagemaker-custom-attributes"):
-            out["X-Amzn-SageMaker-Custom-Attributes"] = attributes
-        return 200, out, answer
+        self._become(endpoint, endpoint["EndpointStatus"])
 
-    @staticmethod
-    def _variant(fleet: Fleet, target: str | None) -> Variant:
-        if target:
-            for variant in fleet.variants:
-                if variant.name == target:
-                    return variant
-            raise ValidationError(f"Variant {target} could not be found for this endpoint.")
-        if len(fleet.variants) == 1:
-            return fleet.variants[0]
-        return smooth_choice(fleet.variants, [variant.weight for variant in fleet.variants])
-
-    @staticmethod
-    async def _forward(variant: Variant, headers: dict[str, str], body: bytes) -> tuple[int, dict, bytes, float]:
-        """Sends the request to one instance, and to the next only if the first was not reached at all."""
-        sent = {FORWARDED[name]: value for name, value in headers.items() if name in FORWARDED}
-        for instance in variant.candidates():
-            began = time.perf_counter()
-            try:
-                status, answer_headers, answer = await instance.invoke(sent, body)
-            except NotReached:
-                continue
-            except TimeoutError:
-                message = b"Your invocation timed out while waiting for a response from container primary."
-                return 504, {}, message, time.perf_counter() - began
-            except BrokenAnswer as error:
-                message = f"The connection to container primary broke: {error}".encode()
-                return 503, {}, message, time.perf_counter() - began
-            return status, answer_headers, answer, time.perf_counter() - began
-        raise ServiceUnavailable("No instance of the endpoint is ready. Please retry.")
-
-    @staticmethod
-    def _record(endpoint: str, variant: str, status: int, latency: float, overhead: float) -> None:
-        """The metrics that SageMaker publishes for each invocation; latencies in microseconds."""
-        dimensions = {"EndpointName": endpoint, "VariantName": variant}
-        for name, value, unit in (
-            ("Invocations", 1.0, "None"),
-            ("Invocation4XXErrors", float(400 <= status < 500), "None"),
-            ("Invocation5XXErrors", float(status >= 500), "None"),
-            ("InvocationModelErrors", float(not 200 <= status < 300), "None"),
-            ("ModelLatency", latency * 1e6, "Microseconds"),
-            ("OverheadLatency", max(0.0, overhead) * 1e6, "Microseconds"),
-        ):
-            host.record_metric(NAMESPACE, name, value, unit, dimensions)
-
-    @staticmethod
-    def _model_error(name: str, status: int, answer: bytes) -> ModelError:
-        side = "client" if 400 <= status < 500 else "server"
-        original = answer.decode(errors="replace")
-        group, region = f"/aws/sagemaker/Endpoints/{name}", host.region()
-        return ModelError(
-            f'Received {side} error ({status}) from primary with message "{original}". See '
-            f"https://{region}.console.aws.amazon.com/cloudwatch/home?region={region}#logEventViewer:group={group} in "
-            f"account {host.account()} for more information.",
-            OriginalStatusCode=status,
-            OriginalMessage=original,
-            LogStreamArn=f"arn:aws:logs:{region}:{host.account()}:log-group:{group}",
-        )
+    def _stage(self, endpoint: Record, green: Fleet, share: float, state: str, text: str) -> None:
+        """The deployment has got to this stage, with this share of the traffic on the new fleet."""
+        endpoint["PendingDeploymentSummary"]["ProductionVariants"] = [
+            described(variant.plan, green.since)
+            | current(variant.plan, rollout.active(variant.plan.count, share), variant.plan.weight)
+            | {
+                "VariantStatus": status(
+                    state,
+                    text.format(capacity=rollout.capacity(variant.plan.count, share), count=len(variant.instances)),
+                )
+            }
+            for variant in green.variants
+        ]
+        self.store.save(endpoint)
 
     def recover(self) -> None:
-        """After a restart: endpoints that were in service, or on the way, are brought up with what they last served."""
+        """After a restart: endpoints come back with what they last served; one that was being made goes on."""
         for endpoint in self.store.all(KIND):
-            status = endpoint["EndpointStatus"]
-            if status == "Deleting":
+            state = endpoint["EndpointStatus"]
+            reason = ""
+            if state == "Deleting":
                 self.store.delete(endpoint)
-            elif status != "Failed":
-                endpoint.pop("PendingDeploymentSummary", None)
-                self._become(endpoint, "Creating" if status == "Creating" else "Updating")
-                self.work.start(self._create(endpoint))
+            elif state != "Failed":
+                if state == "InService":
+                    # Not touched by its owner, and not to be touched until it is back.
+                    endpoint["EndpointStatus"] = "SystemUpdating"
+                    reason = endpoint.get("FailureReason", "")
+                elif state != "Creating":
+                    if endpoint["EndpointStatus"] != "SystemUpdating":
+                        endpoint["EndpointStatus"] = "RollingBack"
+                        reason = "The update was interrupted by a restart."
+                    endpoint.pop("PendingDeploymentSummary", None)
+                self._become(endpoint, endpoint["EndpointStatus"], reason)
+                self.work.start(self._start(endpoint, reason))
 
 
-def default_deployment() -> dict:
-    """What UpdateEndpoint does without a DeploymentConfig."""
-    return {
-        "BlueGreenUpdatePolicy": {
-            "TrafficRoutingConfiguration": {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": 0},
-            "TerminationWaitInSeconds": 0,
-        }
+def in_progress(endpoint: Record) -> ValidationException:
+    """AWS's words for what cannot be changed or deleted now."""
+    return ValidationException(f'Cannot update in-progress endpoint "{endpoint["_arn"]}".')
+
+
+def serving(config_name: str, plans: list[VariantPlan]) -> dict:
+    """What an endpoint's record keeps of the fleet that serves, to bring it back after a restart."""
+    return {"config": config_name, "variants": [asdict(plan) for plan in plans]}
+
+
+def retained(plans: list[VariantPlan], blue: Fleet, excluded: list[str]) -> list[VariantPlan]:
+    """RetainAllVariantProperties: weights and instance counts stay, but for the excluded ones."""
+    now_serving = {variant.name: variant.plan for variant in blue.variants}
+    result = []
+    for plan in plans:
+        old = now_serving.get(plan.name)
+        if old and "DesiredWeight" not in excluded:
+            plan = replace(plan, weight=old.weight)
+        if old and "DesiredInstanceCount" not in excluded and not plan.serverless and not old.serverless:
+            plan = replace(plan, count=old.count)
+        result.append(plan)
+    return result
+
+
+def rescaled(plan: VariantPlan, change: dict) -> VariantPlan:
+    """The plan with what a member of DesiredWeightsAndCapacities says; raises ValidationException."""
+    count, serverless = change.get("DesiredInstanceCount"), change.get("ServerlessUpdateConfig")
+    if count is not None and plan.serverless:
+        raise ValidationException(f"DesiredInstanceCount is not supported for the serverless variant {plan.name}.")
+    if serverless and not plan.serverless:
+        raise ValidationException(f"ServerlessUpdateConfig is only supported for serverless variants, not {plan.name}.")
+    if count == 0:
+        raise ValidationException(f"DesiredInstanceCount of the variant {plan.name} must be at least 1.")
+    return replace(
+        plan,
+        count=plan.count if count is None else count,
+        weight=float(change.get("DesiredWeight", plan.weight)),
+        serverless=(plan.serverless or {}) | serverless if serverless else plan.serverless,
+    )
+
+
+def scaling(old: int, new: int) -> str:
+    """The status message of a variant whose instance count changes."""
+    if new == old:
+        return "Updating the variant."
+    return f"Scaling {'out' if new > old else 'in'} desired instance count to {new}."
+
+
+def status(state: str, text: str) -> list[dict]:
+    """A VariantStatus, since now."""
+    return [{"Status": state, "StatusMessage": text, "StartTime": now()}]
+
+
+def described(plan: VariantPlan, since: float) -> dict:
+    """What every summary of a variant has: name, images, and what is desired of it."""
+    image = plan.container.get("Image", "")
+    shown = {
+        "VariantName": plan.name,
+        "DeployedImages": [{"SpecifiedImage": image, "ResolvedImage": image, "ResolutionTime": since}],
+        "DesiredWeight": plan.weight,
     }
+    if plan.serverless:
+        return shown | {"DesiredServerlessConfig": plan.serverless}
+    return (
+        shown
+        | {"DesiredInstanceCount": plan.count}
+        | ({"InstanceType": plan.instance_type} if plan.instance_type else {})
+    )
 
 
-def steps(policy: dict, instances: int) -> list[tuple[float, float]]:
-    """The traffic shifts of a blue/green policy: (green's share afterwards, seconds of baking).
+def current(plan: VariantPlan, count: int, weight: float) -> dict:
+    """What a variant has now, of what is desired of it."""
+    of_kind = {"CurrentServerlessConfig": plan.serverless} if plan.serverless else {"CurrentInstanceCount": count}
+    return {"CurrentWeight": weight} | of_kind
 
-    The last bake lasts TerminationWaitInSeconds: then the old fleet goes.
 
-    >>> steps({"TrafficRoutingConfiguration": {"Type": "CANARY", "WaitIntervalInSeconds": 60,
-    ...        "CanarySize": {"Type": "INSTANCE_COUNT", "Value": 1}}, "TerminationWaitInSeconds": 5}, 4)
-    [(0.25, 60.0), (1.0, 5.0)]
-    """
-    routing = policy["TrafficRoutingConfiguration"]
-    wait = float(routing.get("WaitIntervalInSeconds", 0))
-    last = float(policy.get("TerminationWaitInSeconds", 0))
-    size = routing.get("CanarySize") if routing["Type"] == "CANARY" else routing.get("LinearStepSize")
-    if routing["Type"] == "ALL_AT_ONCE" or not size:
-        # AWS bakes all traffic for TerminationWaitInSeconds before the old fleet goes.
-        return [(1.0, max(last, wait))]
-    portion = size["Value"] / (100 if size["Type"] == "CAPACITY_PERCENT" else max(1, instances))
-    portion = min(portion, MAX_CANARY_PERCENT / 100)
-    if routing["Type"] == "CANARY":
-        return [(portion, wait), (1.0, last)]
-    count = math.ceil(1 / portion - 1e-9)
-    return [(min(1.0, portion * step), wait if step < count else last) for step in range(1, count + 1)]
+def summary(
+    fleet: Fleet, variant: Variant, states: list[dict] | None = None, wanted: VariantPlan | None = None
+) -> dict:
+    """A member of DescribeEndpoint's ProductionVariants."""
+    shown = described(wanted or variant.plan, fleet.since) | current(
+        variant.plan, len(variant.instances), variant.plan.weight
+    )
+    shown.pop("InstanceType", None)
+    return shown | ({"VariantStatus": states} if states else {})
+
+
+def watch(alarms: Sequence[str]) -> None:
+    """Raises RolledBack if one of the alarms rings."""
+    ringing = [name for name, state in host.alarm_states(alarms).items() if state == "ALARM"]
+    if ringing:
+        raise RolledBack(
+            "The update was rolled back because the following CloudWatch alarms went into ALARM state: "
+            f"{', '.join(ringing)}."
+        )
+
+
+async def bake(seconds: float, alarms: Sequence[str]) -> None:
+    """Waits while watching the alarms; raises RolledBack."""
+    end = time.monotonic() + seconds
+    while True:
+        watch(alarms)
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        await asyncio.sleep(min(left, ALARM_INTERVAL))

@@ -9,7 +9,7 @@ class SageMakerError(Exception):
     code = "InternalFailure"
     status = 500
 
-    def __init__(self, message: str, **extra: object) -> None:
+    def __init__(self, message: str = "", **extra: object) -> None:
         super().__init__(message)
         self.message = message
         self.extra = extra
@@ -33,14 +33,26 @@ class ResourceNotFound(SageMakerError):
     code, status = "ResourceNotFound", 400
 
 
+class ResourceLimitExceeded(SageMakerError):
+    """More than a quota allows."""
+
+    code, status = "ResourceLimitExceeded", 400
+
+
 class ConflictException(SageMakerError):
     """The change contradicts what is there."""
 
-    code, status = "ConflictException", 409
+    code, status = "ConflictException", 400
+
+
+class SerializationException(SageMakerError):
+    """The body is no JSON object (AWS then says no more than that), or a value in it has the wrong type."""
+
+    code, status = "SerializationException", 400
 
 
 class UnknownOperation(SageMakerError):
-    """SageMaker has no such action."""
+    """SageMaker has no such action. AWS says it without a message."""
 
     code, status = "UnknownOperationException", 400
 

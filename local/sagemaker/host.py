@@ -6,11 +6,10 @@ The only module here that knows ministack, so that a new version of it is met in
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ministack.core import responses
 
@@ -62,30 +61,17 @@ def trusts(document: str | dict, service: str) -> bool:
 def role_environment(role_arn: str, resource_arn: str) -> dict[str, str]:
     """AWS_* variables that make boto3 act as `role_arn` for `resource_arn`, against this emulator.
 
-    Under AUTH the session is registered with STS, so that the role's policies bind the job; the keys are a digest of
-    role and resource, so a running job's stay valid for as long as the emulator knows it.
+    Under AUTH it is a session of the role, so that the role's policies bind the job. Its keys stay the same for the
+    resource, so a running job's stay valid, and differ from those that an earlier emulator gave.
     """
     from ministack import app
-    from ministack.services import sts
+
+    from local.seams import sessions
 
     environment = {"AWS_ENDPOINT_URL": endpoint_url(), "AWS_REGION": region(), "AWS_DEFAULT_REGION": region()}
     if not app.AUTH:
         return environment | {"AWS_ACCESS_KEY_ID": account(), "AWS_SECRET_ACCESS_KEY": "test"}
-    role_name = role_arn.rsplit("/", 1)[-1]
-    digest = hashlib.sha256(f"{os.getpid()}:{role_arn}:{resource_arn}".encode()).hexdigest()
-    key = f"ASIA{digest[:16].upper()}"
-    secret = hashlib.sha256(f"secret:{digest}".encode()).hexdigest()
-    token = hashlib.sha256(f"token:{digest}".encode()).hexdigest()
-    sts.register_session(
-        key,
-        {
-            "Arn": f"arn:aws:sts::{account()}:assumed-role/{role_name}/SageMaker",
-            "UserId": f"{role_name}:SageMaker",
-            "SecretAccessKey": secret,
-            "SessionToken": token,
-        },
-    )
-    return environment | {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
+    return environment | sessions.of_role(role_arn, "SageMaker", f"{os.getpid()}:{resource_arn}").for_environment()
 
 
 async def open_log_stream(group: str, stream: str) -> None:
@@ -116,6 +102,16 @@ def record_metric(namespace: str, name: str, value: float, unit: str, dimensions
     cloudwatch.record_metric(namespace, name, value, unit, dimensions)
 
 
+def record_values(
+    namespace: str, name: str, values: Mapping[float, int], unit: str, dimensions: dict[str, str], moment: float
+) -> None:
+    """Publishes values with how often each occurred, as of `moment` (seconds since the epoch)."""
+    from ministack.services import cloudwatch
+
+    counts = list(values.values())
+    cloudwatch._store_datum(namespace, name, dimensions, moment, unit, None, list(values), counts, None)
+
+
 def alarm_states(names: Iterable[str]) -> dict[str, str | None]:
     """The state of each alarm (`OK`, `ALARM`, `INSUFFICIENT_DATA`), None for one that does not exist."""
     from ministack.services import cloudwatch
@@ -125,3 +121,11 @@ def alarm_states(names: Iterable[str]) -> dict[str, str | None]:
         alarm = cloudwatch._alarms.get(name) or cloudwatch._composite_alarms.get(name)
         states[name] = alarm["StateValue"] if alarm else None
     return states
+
+
+def put_event(detail_type: str, resources: list[str], detail: dict) -> None:
+    """Puts an event of SageMaker on the default bus; its rules' targets have it when this returns."""
+    from ministack.services import eventbridge
+
+    entry = {"Source": "aws.sagemaker", "DetailType": detail_type, "Resources": resources, "Detail": json.dumps(detail)}
+    eventbridge._put_events({"Entries": [entry]}, allow_aws_source=True)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import os
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from . import host
-from .container import Container
+from .container import Container, last_lines
 from .errors import ValidationException
 from .processes import Processes, SpawnError
 from .settings import Settings
 from .store import now
+from .transfers import Mirror, TransferError
 
 logger = logging.getLogger(__name__)
 FOLLOW_INTERVAL = 0.25  # seconds between looks at a log file
-CHUNK = 1 << 18  # bytes of a log at a time, so that a flood of it does not hold up the event loop
+SYNC_INTERVAL = 1.0  # seconds between looks at the folders that are uploaded while a job runs
+CHUNK = 1 << 16  # bytes of a log at a time, so that a flood of it does not hold up the event loop
 LINE_LIMIT = 1 << 18  # bytes of a line; a longer one (progress bars end none) is cut, as the CloudWatch agent does
 FAILURE_REASON_LIMIT = 1024  # characters, the length of FailureReason
 
@@ -34,9 +39,13 @@ class Stopped(Exception):
 class Outcome:
     """How a job's process ended."""
 
-    code: int
-    stopped: bool = False
+    code: int  # negative: the signal that ended it
     timed_out: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """As a container engine counts: 137 for one that was killed."""
+        return self.code if self.code >= 0 else 128 - self.code
 
 
 class Work:
@@ -47,7 +56,15 @@ class Work:
         self.processes = Processes(settings)
         self.slots = asyncio.Semaphore(settings.max_jobs)
         self.threads = ThreadPoolExecutor(16, thread_name_prefix="sagemaker-transfer")
+        self.jobs = 0  # that run or wait
         self._tasks: set[asyncio.Task] = set()
+
+    def cores(self) -> int:
+        """How many cores a job that begins now may use: all when it is alone, else its share.
+
+        A job that comes later gets its share while the first goes on with what it has.
+        """
+        return max(1, (os.cpu_count() or 1) // max(1, min(self.jobs, self.settings.max_jobs)))
 
     def start(self, coroutine: Any) -> asyncio.Task:
         """Runs work in the background, in the account and region of the caller. Its failure is logged."""
@@ -68,24 +85,30 @@ class Work:
     @contextlib.asynccontextmanager
     async def slot(self, stop: asyncio.Event) -> AsyncIterator[None]:
         """Waits for room for one more job; raises Stopped if the job is stopped while it waits."""
+        self.jobs += 1
+        try:
+            await self._room(stop)
+            try:
+                yield
+            finally:
+                self.slots.release()
+        finally:
+            self.jobs -= 1
+
+    async def _room(self, stop: asyncio.Event) -> None:
         waiting = asyncio.ensure_future(self.slots.acquire())
         stopping = asyncio.ensure_future(stop.wait())
         try:
             await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            waiting.cancel()
-            raise
         finally:
             stopping.cancel()
+            if not waiting.done():
+                waiting.cancel()
         if not waiting.done():
-            waiting.cancel()
             raise Stopped
-        try:
-            if stop.is_set():
-                raise Stopped
-            yield
-        finally:
+        if stop.is_set():
             self.slots.release()
+            raise Stopped
 
     async def run(
         self,
@@ -100,8 +123,7 @@ class Work:
         try:
             process = await self.processes.spawn(argv, env, cwd, container.log, preload=True)
         except SpawnError as error:
-            with container.log.open("a") as log:
-                log.write(f"{argv[0]} could not be started: {error}\n")
+            container.note(f"{argv[0]} could not be started: {error}")
             return Outcome(code=127)
         ending = asyncio.ensure_future(process.wait())
         stopping = asyncio.ensure_future(stop.wait())
@@ -109,9 +131,8 @@ class Work:
             await asyncio.wait({ending, stopping}, timeout=max_runtime, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 return Outcome(ending.result())
-            stopped = stopping.done()
-            code = await process.stop(self.settings.stop_grace)
-            return Outcome(code, stopped=stopped, timed_out=not stopped)
+            timed_out = not stopping.done()
+            return Outcome(await process.stop(self.settings.stop_grace), timed_out)
         finally:
             stopping.cancel()
             ending.cancel()
@@ -123,10 +144,12 @@ class Work:
 
 
 class LogFollower:
-    """Copies a growing log file to CloudWatch Logs, line by line, and shows each line to `on_line`."""
+    """Copies a growing log file to CloudWatch Logs, line by line, and shows the lines to `on_lines`."""
 
-    def __init__(self, path: Path, group: str, stream: str, on_line: Callable[[str], None] | None = None) -> None:
-        self.path, self.group, self.stream, self.on_line = path, group, stream, on_line
+    def __init__(
+        self, path: Path, group: str, stream: str, on_lines: Callable[[list[str]], None] | None = None
+    ) -> None:
+        self.path, self.group, self.stream, self.on_lines = path, group, stream, on_lines
         self._offset = 0
         self._partial = b""
         self._ended = asyncio.Event()
@@ -164,9 +187,8 @@ class LogFollower:
 
     async def _send(self, lines: list[bytes]) -> None:
         texts = [line.decode(errors="replace").rstrip("\r") for line in lines]
-        if self.on_line:
-            for text in texts:
-                self.on_line(text)
+        if self.on_lines:
+            self.on_lines(texts)
         await host.put_log_lines(self.group, self.stream, texts)
 
 
@@ -177,21 +199,81 @@ class MetricReader:
         self.patterns = [(item["Name"], re.compile(item["Regex"])) for item in definitions]
         self.namespace, self.dimensions = namespace, dimensions
         self.last: dict[str, tuple[float, float]] = {}  # name: (value, time)
+        self.followed: dict[str, list[float]] = {}  # name: every value
 
-    def __call__(self, line: str) -> None:
-        """Reads one line."""
+    def __call__(self, lines: list[str]) -> None:
+        """Reads lines that were just written."""
+        moment = now()
         for name, pattern in self.patterns:
-            for match in pattern.finditer(line):
-                try:
-                    value = float(match[1])
-                except (ValueError, IndexError, TypeError):
-                    continue
-                self.last[name] = (value, now())
-                host.record_metric(self.namespace, name, value, "None", self.dimensions)
+            values = [
+                value for line in lines for match in pattern.finditer(line) if (value := number(match[1])) is not None
+            ]
+            if not values:
+                continue
+            self.last[name] = (values[-1], moment)
+            if name in self.followed:
+                self.followed[name] += values
+            counts = Counter(value for value in values if math.isfinite(value))  # CloudWatch takes no others
+            host.record_values(self.namespace, name, counts, "None", self.dimensions, moment)
+
+    def follow(self, name: str) -> list[float]:
+        """Every value of a metric from now on, as a list that grows."""
+        return self.followed.setdefault(name, [])
 
     def final(self) -> list[dict]:
         """As FinalMetricDataList has it."""
         return [{"MetricName": name, "Value": value, "Timestamp": stamp} for name, (value, stamp) in self.last.items()]
+
+
+def number(text: str | None) -> float | None:
+    """What a metric's regex caught, as a number; None if it is none."""
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+@contextlib.asynccontextmanager
+async def uploading(work: Work, mirrors: list[Mirror]) -> AsyncIterator[None]:
+    """Uploads what appears in the folders for as long as it lasts; what is there at the end is the caller's to send.
+
+    An upload that fails is tried again with the next look, and for good at the end, where it fails the job.
+    """
+
+    async def watch() -> None:
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), SYNC_INTERVAL)
+            for mirror in mirrors:
+                with contextlib.suppress(TransferError):
+                    await work.blocking(mirror.sync, True)
+
+    over = asyncio.Event()
+    watcher = asyncio.create_task(watch()) if mirrors else None
+    try:
+        yield
+    finally:
+        over.set()
+        if watcher:
+            await watcher
+
+
+def died_with_emulator() -> str:
+    """FailureReason of a job that was at work when the emulator ended."""
+    return "InternalServerError: The local AWS was stopped while the job ran. Please try again."
+
+
+def algorithm_error(container: Container, exit_code: int) -> str:
+    """FailureReason of a container that failed by itself: what it wrote to `failure`, or else the end of its log."""
+    rest = f", exit code: {exit_code}"
+    room = FAILURE_REASON_LIMIT - len("AlgorithmError: ") - len(rest)
+    text = container.failure()[:room] or "\n".join(last_lines(container.log, 12))[-room:]
+    return f"AlgorithmError: {text}{rest}"
+
+
+def internal_error(error: Exception) -> str:
+    """FailureReason of a job that failed because of us."""
+    return f"InternalServerError: {error!r}. Please try again."
 
 
 def check_metric_definitions(definitions: list[dict]) -> None:

@@ -14,10 +14,15 @@ import sys
 import uuid
 from pathlib import Path
 
+import psutil
+
+from local import processes
+
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
 WARDEN = Path(__file__).with_name("warden.py")
+MARK = "HOUNDLOOP_SAGEMAKER"  # in the environment of every process here and below: the state folder that it is for
 # What a job sees of the emulator's own environment: what it needs to find programs and caches, and no credentials.
 INHERITED = (
     "PATH",
@@ -33,6 +38,16 @@ INHERITED = (
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",
 )
+
+
+def left_behind(state_dir: Path) -> list[psutil.Process]:
+    """Every process of jobs and servers for this state folder, whichever emulator started it."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # others' processes do not show their environment
+            if process.environ().get(MARK) == str(state_dir):
+                found.append(process)
+    return found
 
 
 def base_environment() -> dict[str, str]:
@@ -105,6 +120,7 @@ class Processes:
                 await self._start_warden()
         process = Process(self, log)
         self._known[process.id] = process
+        env = env | {MARK: str(self.settings.state_dir)}
         log.parent.mkdir(parents=True, exist_ok=True)
         self.send({"spawn": process.id, "argv": argv, "env": env, "cwd": str(cwd), "log": str(log), "preload": preload})
         try:
@@ -116,7 +132,10 @@ class Processes:
 
     async def _start_warden(self) -> None:
         ours, theirs = socket.socketpair()
-        environment = base_environment() | {"OMP_NUM_THREADS": str(self.settings.threads_per_job)}
+        environment = base_environment() | {
+            "OMP_NUM_THREADS": str(self.settings.threads_per_job),
+            MARK: str(self.settings.state_dir),  # a forked job shows the environment that the warden began with
+        }
         self._warden = subprocess.Popen(
             [sys.executable, str(WARDEN), str(theirs.fileno()), ",".join(self.settings.preload)],
             pass_fds=[theirs.fileno()],
@@ -161,6 +180,13 @@ class Processes:
             _settle(process.ended, -signal.SIGKILL)
         self._known.clear()
         self._warden, self._writer = None, None
+        self.end_left_behind()
+
+    def end_left_behind(self) -> None:
+        """Ends what an earlier emulator or warden could not, because it was killed. Not while a warden is at work."""
+        if orphans := left_behind(self.settings.state_dir):
+            logger.warning("ending %d processes that an earlier run left behind", len(orphans))
+            processes.end(orphans)
 
     def close(self) -> None:
         """Stops every process and waits for it, whether or not an event loop still runs. May be called twice."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import json
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import host
 from .container import Container
@@ -14,14 +16,18 @@ from .jobs import (
     LogFollower,
     Stopped,
     Work,
+    algorithm_error,
     check_role,
+    died_with_emulator,
+    internal_error,
     summaries,
+    uploading,
 )
 from .processes import base_environment
 from .settings import LOCAL_IMAGE
 from .store import Record, Store, arn, now, page, record
-from .training import failure_reason
-from .transfers import TransferError, Transfers
+from .training import check_local_path, check_uri
+from .transfers import Cancelled, Mirror, TransferError, Transfers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +36,19 @@ KIND = "processing-job"
 LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
 ENDED = {"Completed", "Failed", "Stopped"}
 DEFAULT_MAX_RUNTIME = 86400  # seconds
+RESERVED = "/opt/ml/processing"  # where AWS wants inputs and outputs to be
+CONFIGURATION = {  # what processingjobconfig.json tells the container
+    "ProcessingJobArn",
+    "ProcessingJobName",
+    "AppSpecification",
+    "Environment",
+    "ProcessingInputs",
+    "ProcessingOutputConfig",
+    "ProcessingResources",
+    "RoleArn",
+    "StoppingCondition",
+}
+EXIT_MESSAGE_LIMIT = 1024  # characters of /opt/ml/output/message
 
 
 class ProcessingJobs:
@@ -48,7 +67,7 @@ class ProcessingJobs:
         name = request["ProcessingJobName"]
         job_arn = arn(KIND, name)
         self._check(request)
-        if self.store.find(KIND, name):
+        if self.store.by_arn(job_arn):  # ARNs are in lower case, so names do not differ by case alone
             raise ResourceInUse(
                 "Job name must be unique within an AWS account and region, and a job with this name "
                 f"already exists ({job_arn})"
@@ -58,14 +77,13 @@ class ProcessingJobs:
             KIND,
             name,
             job_arn,
-            **{key: value for key, value in request.items() if key != "Tags"},
+            **as_described(request),
             ProcessingJobArn=job_arn,
             ProcessingJobStatus="InProgress",
             CreationTime=created,
             LastModifiedTime=created,
             _tags=request.get("Tags", []),
         )
-        job.setdefault("StoppingCondition", {"MaxRuntimeInSeconds": DEFAULT_MAX_RUNTIME})
         self.store.save(job)
         stop = self.stops[job_arn] = asyncio.Event()
         self.work.start(self._run(job, stop))
@@ -82,11 +100,16 @@ class ProcessingJobs:
             source = item.get("S3Input") or {}
             if not source.get("LocalPath"):
                 raise ValidationException(f"ProcessingInput {item['InputName']!r} needs an S3Input with a LocalPath.")
+            check_local_path(source["LocalPath"], RESERVED, "LocalPath")
+            check_uri(source["S3Uri"])
         for item in request.get("ProcessingOutputConfig", {}).get("Outputs", []):
-            if not (item.get("S3Output") or {}).get("LocalPath"):
+            output = item.get("S3Output") or {}
+            if not output.get("LocalPath"):
                 raise ValidationException(
                     f"ProcessingOutput {item['OutputName']!r} needs an S3Output with a LocalPath."
                 )
+            check_local_path(output["LocalPath"], RESERVED, "LocalPath")
+            check_uri(output["S3Uri"])
 
     def _get(self, request: dict) -> Record:
         name = request["ProcessingJobName"]
@@ -140,26 +163,31 @@ class ProcessingJobs:
         self.store.save(job)
 
     async def _run(self, job: Record, stop: asyncio.Event) -> None:
+        folder = self.folder(job["ProcessingJobName"])
         try:
             async with self.work.slot(stop):
-                await self._work(job, stop)
-        except Stopped:
+                try:
+                    await self._work(job, stop)
+                finally:
+                    # Its outputs are in S3 by now; the log stays.
+                    await self.work.blocking(shutil.rmtree, folder / "opt", True)
+        except (Stopped, Cancelled):
             self._become(job, "Stopped")
         except TransferError as error:
             self._become(job, "Failed", str(error))
         except Exception as error:
-            self._become(job, "Failed", f"InternalServerError: {error!r}. Please try again.")
+            self._become(job, "Failed", internal_error(error))
             raise
         finally:
             self.stops.pop(job["ProcessingJobArn"], None)
 
     async def _work(self, job: Record, stop: asyncio.Event) -> None:
         folder = self.folder(job["ProcessingJobName"])
-        shutil.rmtree(folder, ignore_errors=True)
+        await self.work.blocking(shutil.rmtree, folder, True)
         container = Container(folder, self.work.settings)
         role_environment = host.role_environment(job["RoleArn"], job["ProcessingJobArn"])
-        transfers = Transfers(role_environment, job["RoleArn"])
-        await self.work.blocking(self._bring_in, job, container, transfers)
+        transfers = Transfers(role_environment, job["RoleArn"], stop.is_set)
+        mirrors = await self.work.blocking(self._bring_in, job, container, transfers)
         if stop.is_set():
             raise Stopped
         application = job["AppSpecification"]
@@ -169,49 +197,76 @@ class ProcessingJobs:
             application.get("ContainerArguments", []),
         )
         own |= {"PROCESSING_JOB_NAME": job["ProcessingJobName"], "PROCESSING_JOB_ARN": job["ProcessingJobArn"]}
-        own |= {name: container.localised(value) for name, value in job.get("Environment", {}).items()}
-        env = base_environment() | {"OMP_NUM_THREADS": str(self.work.settings.threads_per_job)} | role_environment | own
+        own |= container.localised_values(job.get("Environment", {}))
+        env = base_environment() | {"OMP_NUM_THREADS": str(self.work.cores())} | role_environment | own
         job["ProcessingStartTime"] = now()
         self.store.save(job)
         stream = f"{job['ProcessingJobName']}/algo-1-{int(job['CreationTime'])}"
         limit = job["StoppingCondition"].get("MaxRuntimeInSeconds", DEFAULT_MAX_RUNTIME)
-        async with LogFollower(container.log, LOG_GROUP, stream):
+        continuous = [mirror for mirror, mode in mirrors if mode == "Continuous"]
+        async with LogFollower(container.log, LOG_GROUP, stream), uploading(self.work, continuous):
             outcome = await self.work.run(container, argv, env, container.opt_ml, limit, stop)
-        if message := container.failure():
-            job["ExitMessage"] = message[:FAILURE_REASON_LIMIT]
-        await self.work.blocking(self._take_out, job, container, transfers)
-        if outcome.timed_out or outcome.stopped:
-            self._become(job, "Stopped")
-        elif outcome.code == 0:
-            self._become(job, "Completed")
+        stopped = outcome.timed_out or stop.is_set()
+        reason = algorithm_error(container, outcome.exit_code) if outcome.code and not stopped else ""
+        try:
+            job["ExitMessage"] = exit_message(container)
+            for mirror, _ in mirrors:  # those of a failed job too, as SageMaker does
+                await self.work.blocking(mirror.sync)
+        except TransferError as error:
+            reason = reason or str(error)  # a job's own failure is what is told
+        if reason:
+            self._become(job, "Failed", reason)
         else:
-            self._become(job, "Failed", failure_reason(container, argv, outcome.code))
-        await self.work.blocking(container.clear)
+            self._become(job, "Stopped" if stopped else "Completed")
 
-    def _bring_in(self, job: Record, container: Container, transfers: Transfers) -> None:
-        """The configuration files and the inputs, and empty folders for the outputs. Blocking."""
+    def _bring_in(self, job: Record, container: Container, transfers: Transfers) -> list[tuple[Mirror, str]]:
+        """Configuration files, inputs, and empty folders for outputs. Returns those with their mode. Blocking."""
         cluster = job["ProcessingResources"]["ClusterConfig"]
-        container.write_config("processingjobconfig", {key: value for key, value in job.items() if key[0] != "_"})
-        container.write_config(
-            "resourceconfig",
-            {"current_host": "algo-1", "hosts": ["algo-1"], "current_instance_type": cluster["InstanceType"]},
-        )
+        for name, content in {
+            "processingjobconfig": {key: value for key, value in job.items() if key in CONFIGURATION},
+            "resourceconfig": {
+                "current_host": "algo-1",
+                "hosts": ["algo-1"],
+                "current_instance_type": cluster["InstanceType"],
+            },
+        }.items():
+            path = container.opt_ml / "config" / f"{name}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content, indent=2))
         for item in job.get("ProcessingInputs", []):
             source = item["S3Input"]
             transfers.download(source["S3Uri"], source["S3DataType"], container.path(source["LocalPath"]))
-        for item in job.get("ProcessingOutputConfig", {}).get("Outputs", []):
-            container.path(item["S3Output"]["LocalPath"]).mkdir(parents=True, exist_ok=True)
-
-    def _take_out(self, job: Record, container: Container, transfers: Transfers) -> None:
-        """Uploads the outputs, of a failed job too, as SageMaker does. Blocking."""
+        mirrors = []
         for item in job.get("ProcessingOutputConfig", {}).get("Outputs", []):
             output = item["S3Output"]
-            transfers.upload(container.path(output["LocalPath"]), output["S3Uri"])
+            folder = container.path(output["LocalPath"])
+            folder.mkdir(parents=True, exist_ok=True)
+            mirrors.append((Mirror(transfers, folder, output["S3Uri"]), output["S3UploadMode"]))
+        return mirrors
 
     def recover(self) -> None:
         """After a restart: jobs that were at work died with the emulator."""
         for job in self.store.all(KIND):
             if job["ProcessingJobStatus"] not in ENDED:
-                self._become(
-                    job, "Failed", "InternalServerError: The local AWS was stopped while the job ran. Please try again."
-                )
+                self._become(job, "Failed", died_with_emulator())
+                self.work.start(self.work.blocking(shutil.rmtree, self.folder(job["ProcessingJobName"]) / "opt", True))
+
+
+def as_described(request: dict) -> dict[str, Any]:
+    """The request's members as DescribeProcessingJob shows them, with what AWS fills in."""
+    given = {name: value for name, value in request.items() if name != "Tags"}
+    if inputs := request.get("ProcessingInputs"):
+        given["ProcessingInputs"] = [{"AppManaged": False} | item for item in inputs]
+    if config := request.get("ProcessingOutputConfig"):
+        outputs = [{"AppManaged": False} | item for item in config["Outputs"]]
+        given["ProcessingOutputConfig"] = config | {"Outputs": outputs}
+    return {"StoppingCondition": {"MaxRuntimeInSeconds": DEFAULT_MAX_RUNTIME}} | given
+
+
+def exit_message(container: Container) -> str | None:
+    """What the container wrote to `/opt/ml/output/message`; raises TransferError for what is not UTF-8, as AWS does."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(container.written("message"))  # may end within a letter
+        return text[:EXIT_MESSAGE_LIMIT] or None
+    except UnicodeDecodeError:
+        raise TransferError("ClientError: The exit message of the container is not UTF-8 encoded.") from None

@@ -44,5 +44,5 @@ class Settings:
 
     @property
     def threads_per_job(self) -> int:
-        """OMP_NUM_THREADS of a job, so that jobs side by side do not fight for cores."""
+        """The threads of a job that runs beside as many others as there may be."""
         return max(1, (os.cpu_count() or 1) // self.max_jobs)

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import datetime
 import json
+import logging
 import os
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import host
+from . import events, host
 from .errors import SageMakerError, ValidationException
 
+logger = logging.getLogger(__name__)
 Record = dict[str, Any]
+PAGE = 10  # records of a list, if MaxResults does not say
 
 
 def now() -> float:
@@ -40,10 +41,16 @@ class Store:
         self.folder = folder
         self.frozen = False  # set when everything is being stopped: what ends by that is not written down as its end
         self._records: dict[tuple[str, str, str], dict[str, Record]] = {}
+        for partial in folder.glob("*/*/*/*.partial"):  # of writes that were never acknowledged
+            partial.unlink()
         for path in sorted(folder.glob("*/*/*/*.json")):
-            record = json.loads(path.read_text())
             account, region, kind = path.parts[-4:-1]
-            self._records.setdefault((account, region, kind), {})[record["_name"]] = record
+            try:
+                record = json.loads(path.read_bytes())
+                self._records.setdefault((account, region, kind), {})[record["_name"]] = record
+            except (KeyError, TypeError, ValueError):  # not ours to lose: it stays for whoever looks into it
+                logger.exception("%s cannot be read and is set aside", path)
+                os.replace(path, path.with_suffix(".unreadable"))
 
     def scopes(self) -> set[tuple[str, str]]:
         """The (account, region) pairs that hold anything."""
@@ -81,11 +88,13 @@ class Store:
         if self.frozen:
             return
         self._kind(record["_kind"])[record["_name"]] = record
+        changes = events.due(record)
         path = self._path(record)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{uuid.uuid4().hex[:8]}.partial")
         partial.write_text(json.dumps(record))
         os.replace(partial, path)
+        events.send(record, changes)
 
     def delete(self, record: Record) -> None:
         """Forgets the record."""
@@ -93,6 +102,7 @@ class Store:
             return
         self._kind(record["_kind"]).pop(record["_name"], None)
         self._path(record).unlink(missing_ok=True)
+        events.send(record, events.deleted(record))
 
     def _path(self, record: Record) -> Path:
         # An ARN may hold a slash (a model package's version); a file name may not.
@@ -107,57 +117,54 @@ def record(kind: str, name: str, resource_arn: str, **members: Any) -> Record:
 
 
 def page(
-    records: Iterable[Record], request: dict, name: str, status: str = "", default_sort: str = "CreationTime"
+    records: Iterable[Record],
+    request: dict,
+    name: str,
+    status: str = "",
+    default_sort: str = "CreationTime",
+    default_order: str = "Ascending",
 ) -> tuple[list[Record], str | None]:
     """Applies the filters, order and paging that SageMaker's List actions share.
 
-    `name` and `status` are the members that hold them. Returns (records of this page, next token or None).
+    `name` and `status` are the members that hold them; `default_sort` (a value of SortBy, or a member) and
+    `default_order` are what the documentation gives for the action. Returns (records of this page, next token or None).
+    A token names the last record shown, so that what is made or deleted between two pages moves no other into both.
     """
     found = list(records)
     if wanted := request.get("NameContains"):
         found = [r for r in found if wanted.lower() in r[name].lower()]
     if status and (state := request.get("StatusEquals")):
         found = [r for r in found if r[status] == state]
-    for member, parameter in (
-        ("CreationTime", "CreationTime"),
-        ("CreationTime", "Created"),
-        ("LastModifiedTime", "LastModifiedTime"),
-    ):
-        if (after := request.get(f"{parameter}After")) is not None:
-            found = [r for r in found if r[member] >= seconds(after)]
-        if (before := request.get(f"{parameter}Before")) is not None:
-            found = [r for r in found if r[member] <= seconds(before)]
-    sort = {"Name": name, "Status": status}.get(request.get("SortBy", ""), request.get("SortBy") or default_sort)
-    default_order = "Ascending" if request.get("SortBy") == "Name" else "Descending"
-    found.sort(
-        key=lambda r: (r.get(sort) or 0) if sort.endswith("Time") else str(r.get(sort, "")),
-        reverse=request.get("SortOrder", default_order) == "Descending",
-    )
-    start = _offset(request.get("NextToken"))
-    end = start + int(request.get("MaxResults", 10))
-    token = base64.urlsafe_b64encode(str(end).encode()).decode() if end < len(found) else None
-    return found[start:end], token
+    for moment in ("CreationTime", "LastModifiedTime"):
+        if (after := request.get(f"{moment}After")) is not None:
+            found = [r for r in found if r[moment] >= after]
+        if (before := request.get(f"{moment}Before")) is not None:
+            found = [r for r in found if r[moment] < before]
+    sort, order = request.get("SortBy", default_sort), request.get("SortOrder", default_order)
+    member = {"Name": name, "Status": status}.get(sort, sort)
+
+    def place(r: Record) -> list:
+        # Creation times may be equal, and the versions of a model package share their name.
+        return [r.get(member, ""), r["CreationTime"], r[name], r.get("_name", "")]
+
+    descending = order == "Descending"
+    found.sort(key=place, reverse=descending)
+    if token := request.get("NextToken"):
+        last = _last_shown(token, sort, order)
+        found = [r for r in found if (place(r) < last if descending else place(r) > last)]
+    limit = request.get("MaxResults", PAGE)
+    shown = found[:limit]
+    more = json.dumps([sort, order, place(shown[-1])]) if len(found) > limit else ""
+    return shown, base64.urlsafe_b64encode(more.encode()).decode() or None
 
 
-def seconds(moment: float | str) -> float:
-    """A time of a request, seconds since the epoch or ISO 8601 text (Step Functions), as seconds."""
-    if isinstance(moment, str):
-        try:
-            return datetime.datetime.fromisoformat(moment).timestamp()
-        except ValueError:
-            raise ValidationException(f"{moment!r} is not a time.") from None
-    return float(moment)
-
-
-def _offset(token: str | None) -> int:
-    if token is None:
-        return 0
-    text = ""
+def _last_shown(token: str, sort: str, order: str) -> list:
+    """Where the last page ended, from its token; a token of another order says nothing."""
     with contextlib.suppress(ValueError):
-        text = base64.urlsafe_b64decode(token.encode()).decode()
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise ValidationException("Invalid NextToken: it was not returned by this action.")
-    return int(text)
+        given_sort, given_order, last = json.loads(base64.urlsafe_b64decode(token.encode()))
+        if (given_sort, given_order) == (sort, order):
+            return last
+    raise ValidationException('Invalid pagination token because "{0}".')  # braces and all, as AWS says it
 
 
 def pick(source: dict, *names: str) -> dict:

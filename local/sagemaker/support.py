@@ -93,7 +93,7 @@ TRAINING_VALUES: dict[str, tuple] = {
     "InputDataConfig.DataSource.S3DataSource.S3DataType": S3_TYPES,
     "InputDataConfig.CompressionType": ("None",),
     "InputDataConfig.RecordWrapperType": ("None",),
-    "OutputDataConfig.CompressionType": ("GZIP",),
+    "OutputDataConfig.CompressionType": ("GZIP", "NONE"),
     "ResourceConfig.InstanceCount": (1,),
 }
 CONTAINER = "Image ModelDataUrl Environment Mode ModelPackageName"
@@ -120,8 +120,10 @@ ACTIONS: dict[str, Action] = {
     "ListTrainingJobs": Action(f"{PAGE} {CREATED} {MODIFIED} NameContains StatusEquals {SORTED}"),
     "StopTrainingJob": Action("TrainingJobName"),
     "CreateHyperParameterTuningJob": Action(
-        f"""HyperParameterTuningJobName Tags
+        f"""HyperParameterTuningJobName Tags WarmStartConfig
         HyperParameterTuningJobConfig{{Strategy HyperParameterTuningJobObjective RandomSeed TrainingJobEarlyStoppingType
+            TuningJobCompletionCriteria{{TargetObjectiveMetricValue BestObjectiveNotImproving
+                ConvergenceDetected{{CompleteOnConvergence}}}}
             ResourceLimits{{MaxNumberOfTrainingJobs MaxParallelTrainingJobs MaxRuntimeInSeconds}}
             ParameterRanges{{ContinuousParameterRanges IntegerParameterRanges CategoricalParameterRanges}}}}
         TrainingJobDefinition{{StaticHyperParameters {TRAINING}}}""",
@@ -129,7 +131,9 @@ ACTIONS: dict[str, Action] = {
         below("TrainingJobDefinition", TRAINING_VALUES)
         | {
             "HyperParameterTuningJobConfig.Strategy": ("Bayesian", "Random"),
-            "HyperParameterTuningJobConfig.TrainingJobEarlyStoppingType": ("Off",),
+            "HyperParameterTuningJobConfig.TuningJobCompletionCriteria.ConvergenceDetected.CompleteOnConvergence": (
+                "Disabled",
+            ),
         },
     ),
     "DescribeHyperParameterTuningJob": Action("HyperParameterTuningJobName"),
@@ -153,7 +157,6 @@ ACTIONS: dict[str, Action] = {
             "ProcessingInputs.S3Input.S3DataType": S3_TYPES,
             "ProcessingInputs.S3Input.S3InputMode": ("File",),
             "ProcessingInputs.S3Input.S3CompressionType": ("None",),
-            "ProcessingOutputConfig.Outputs.S3Output.S3UploadMode": ("EndOfJob",),
             "ProcessingResources.ClusterConfig.InstanceCount": (1,),
         },
     ),
@@ -191,8 +194,17 @@ ACTIONS: dict[str, Action] = {
     "CreateEndpoint": Action(f"EndpointName EndpointConfigName Tags {DEPLOYMENT}"),
     "DescribeEndpoint": Action("EndpointName"),
     "ListEndpoints": Action(f"{PAGE} {CREATED} {MODIFIED} NameContains StatusEquals {SORTED}"),
-    "UpdateEndpoint": Action(f"EndpointName EndpointConfigName RetainDeploymentConfig {DEPLOYMENT}"),
+    "UpdateEndpoint": Action(
+        f"""EndpointName EndpointConfigName RetainDeploymentConfig {DEPLOYMENT}
+        RetainAllVariantProperties ExcludeRetainedVariantProperties{{VariantPropertyType}}""",
+        values={"ExcludeRetainedVariantProperties.VariantPropertyType": ("DesiredInstanceCount", "DesiredWeight")},
+    ),
+    "UpdateEndpointWeightsAndCapacities": Action(
+        """EndpointName DesiredWeightsAndCapacities{VariantName DesiredWeight DesiredInstanceCount
+            ServerlessUpdateConfig{MaxConcurrency}}"""
+    ),
     "DeleteEndpoint": Action("EndpointName"),
+    "InvokeEndpoint": Action("EndpointName Body ContentType Accept CustomAttributes TargetVariant InferenceId"),
     "CreateModelPackageGroup": Action("ModelPackageGroupName ModelPackageGroupDescription Tags"),
     "DescribeModelPackageGroup": Action("ModelPackageGroupName"),
     "ListModelPackageGroups": Action(f"{PAGE} {CREATED} NameContains {SORTED}"),
@@ -208,8 +220,10 @@ ACTIONS: dict[str, Action] = {
     ),
     "UpdateModelPackage": Action(
         """ModelPackageArn ModelApprovalStatus ApprovalDescription CustomerMetadataProperties
-        CustomerMetadataPropertiesToRemove SourceUri"""
+        CustomerMetadataPropertiesToRemove SourceUri""",
+        {"ClientToken": "the same update twice changes no more than once"},
     ),
+    "BatchDescribeModelPackage": Action("ModelPackageArnList"),
     "DeleteModelPackage": Action("ModelPackageName"),
     "AddTags": Action("ResourceArn Tags"),
     "ListTags": Action(f"ResourceArn {PAGE}"),
@@ -235,12 +249,19 @@ def _given(value: Any, accepted: frozenset[str], path: str = "") -> Iterator[tup
     if isinstance(value, list):
         for item in value:
             yield from _given(item, accepted, path)
-    elif isinstance(value, dict) and path not in accepted and (not path or _is_above(path, accepted)):
+    elif isinstance(value, dict) and path not in accepted and (not path or is_above(path, accepted)):
         for name, member in value.items():
             yield from _given(member, accepted, f"{path}.{name}" if path else name)
-    elif value not in (None, False, {}):
+    elif value is not False and value != {}:
         yield path, value
 
 
-def _is_above(path: str, accepted: frozenset[str]) -> bool:
+def is_above(path: str, accepted: frozenset[str]) -> bool:
+    """Whether something below the field is accepted."""
     return any(name.startswith(f"{path}.") for name in accepted)
+
+
+if __name__ == "__main__":
+    from . import reference
+
+    print(reference.page(), end="")

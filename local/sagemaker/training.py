@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
 import sys
-from typing import TYPE_CHECKING
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from . import host, toolkit
 from .container import Container, last_lines, resource_config
@@ -17,14 +20,18 @@ from .jobs import (
     Outcome,
     Stopped,
     Work,
+    algorithm_error,
     check_metric_definitions,
     check_role,
+    died_with_emulator,
+    internal_error,
     summaries,
+    uploading,
 )
 from .processes import base_environment
 from .settings import LOCAL_IMAGE
 from .store import Record, Store, arn, now, page, record
-from .transfers import TransferError, Transfers
+from .transfers import Cancelled, Mirror, NothingThere, TransferError, Transfers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +51,8 @@ MESSAGES = {  # StatusMessage of each secondary status, in AWS's words
 }
 ENDED = {"Completed", "Failed", "Stopped"}
 DEFAULT_MAX_RUNTIME = 86400  # seconds, AWS's default for MaxRuntimeInSeconds
+CHECKPOINTS = "/opt/ml/checkpoints"  # CheckpointConfig.LocalPath, unless it says otherwise
+TENSORS = "/opt/ml/output/tensors"  # DebugHookConfig.LocalPath, unless it says otherwise
 
 
 class TrainingJobs:
@@ -66,18 +75,18 @@ class TrainingJobs:
         name = request["TrainingJobName"]
         job_arn = arn(KIND, name)
         self.check(request)
-        if self.store.find(KIND, name):
+        if self.store.by_arn(job_arn):  # ARNs are in lower case, so names do not differ by case alone
             raise ResourceInUse(
                 "Training job names must be unique within an AWS account and region, and a training "
                 f"job with this name already exists ({job_arn})"
             )
         created = now()
-        output = request["OutputDataConfig"]["S3OutputPath"].rstrip("/")
+        model = "model" if request["OutputDataConfig"].get("CompressionType") == "NONE" else "model.tar.gz"
         job = record(
             KIND,
             name,
             job_arn,
-            **{key: value for key, value in request.items() if key != "Tags"},
+            **as_described(request),
             **tuning,
             TrainingJobArn=job_arn,
             TrainingJobStatus="InProgress",
@@ -85,11 +94,11 @@ class TrainingJobs:
             SecondaryStatusTransitions=[],
             CreationTime=created,
             LastModifiedTime=created,
-            ModelArtifacts={"S3ModelArtifacts": f"{output}/{name}/output/model.tar.gz"},
+            ModelArtifacts={"S3ModelArtifacts": f"{output_prefix(request)}/{model}"},
             FinalMetricDataList=[],
+            ProfilingStatus="Enabled" if profiled(request) else "Disabled",
             _tags=request.get("Tags", []),
         )
-        job.setdefault("StoppingCondition", {"MaxRuntimeInSeconds": DEFAULT_MAX_RUNTIME})
         self._move(job, "Starting")
         stop = self.stops[job_arn] = asyncio.Event()
         self.work.start(self._run(job, stop))
@@ -129,6 +138,12 @@ class TrainingJobs:
         for channel in request.get("InputDataConfig", []):
             if not channel["DataSource"].get("S3DataSource"):
                 raise ValidationException(f"The channel {channel['ChannelName']!r} has no S3DataSource.")
+            check_uri(channel["DataSource"]["S3DataSource"]["S3Uri"])
+        check_uri(request["OutputDataConfig"]["S3OutputPath"])
+        for name in ("CheckpointConfig", "DebugHookConfig", "ProfilerConfig"):
+            config = request.get(name) or {}
+            check_uri(config.get("S3Uri") or config.get("S3OutputPath") or "s3://")
+            check_local_path(config.get("LocalPath", "/opt/ml"), "/opt/ml", f"{name}.LocalPath")
 
     async def describe(self, request: dict) -> dict:
         """DescribeTrainingJob."""
@@ -171,7 +186,7 @@ class TrainingJobs:
             self.stops[job["TrainingJobArn"]].set()
         return {}
 
-    def _move(self, job: Record, secondary: str, message: str = "") -> None:
+    def _move(self, job: Record, secondary: str) -> None:
         """The job's next secondary status."""
         stamp = now()
         transitions = job["SecondaryStatusTransitions"]
@@ -179,7 +194,7 @@ class TrainingJobs:
             transitions[-1]["EndTime"] = stamp
         job["SecondaryStatus"] = secondary
         job["LastModifiedTime"] = stamp
-        entry = {"Status": secondary, "StartTime": stamp, "StatusMessage": message or MESSAGES[secondary]}
+        entry = {"Status": secondary, "StartTime": stamp, "StatusMessage": MESSAGES[secondary]}
         if secondary in ENDED | {"MaxRuntimeExceeded"}:
             entry["EndTime"] = stamp
         transitions.append(entry)
@@ -198,58 +213,72 @@ class TrainingJobs:
         if "TrainingStartTime" in job:
             seconds = max(1, round(job["TrainingEndTime"] - job["TrainingStartTime"]))
             job["TrainingTimeInSeconds"] = job["BillableTimeInSeconds"] = seconds
-        self._move(job, secondary, reason[:FAILURE_REASON_LIMIT])
+        self._move(job, secondary)
 
     async def _run(self, job: Record, stop: asyncio.Event) -> None:
+        folder = self.folder(job["TrainingJobName"])
         try:
             async with self.work.slot(stop):
-                await self._work(job, stop)
-        except Stopped:
+                try:
+                    await self._work(job, stop)
+                finally:
+                    # Its outputs are in S3 by now; the log stays.
+                    await self.work.blocking(shutil.rmtree, folder / "opt", True)
+        except (Stopped, Cancelled):
             self._finish(job, "Stopped", "Stopped")
         except TransferError as error:
             self._finish(job, "Failed", "Failed", str(error))
+        except toolkit.EntryPointError as error:
+            self._finish(job, "Failed", "Failed", f"AlgorithmError: {error}, exit code: 1")
         except Exception as error:
-            self._finish(job, "Failed", "Failed", f"InternalServerError: {error!r}. Please try again.")
+            self._finish(job, "Failed", "Failed", internal_error(error))
             raise
         finally:
             self.stops.pop(job["TrainingJobArn"], None)
 
     async def _work(self, job: Record, stop: asyncio.Event) -> None:
         folder = self.folder(job["TrainingJobName"])
-        shutil.rmtree(folder, ignore_errors=True)
+        await self.work.blocking(shutil.rmtree, folder, True)
         container = Container(folder, self.work.settings)
         role_environment = host.role_environment(job["RoleArn"], job["TrainingJobArn"])
-        transfers = Transfers(role_environment, job["RoleArn"])
+        transfers = Transfers(role_environment, job["RoleArn"], stop.is_set)
         job["TrainingStartTime"] = now()
         self._progress(job, "Downloading")
-        await self.work.blocking(self._bring_in, job, container, transfers)
+        mirrors = await self.work.blocking(self._bring_in, job, container, transfers)
         if stop.is_set():
             raise Stopped
-        argv, own = self._command(job, container)
-        env = base_environment() | {"OMP_NUM_THREADS": str(self.work.settings.threads_per_job)} | role_environment | own
+        cores = self.work.cores()
+        argv, own = self._command(job, container, cores)
+        env = base_environment() | {"OMP_NUM_THREADS": str(cores)} | role_environment | own
         definitions = job["AlgorithmSpecification"].get("MetricDefinitions", [])
         metrics = MetricReader(definitions, LOG_GROUP, {"TrainingJobName": job["TrainingJobName"]})
+        if objective := job.get("HyperParameters", {}).get("_tuning_objective_metric"):
+            job["_objective"] = metrics.follow(objective)  # by which the tuning job stops those that fall behind
         self._progress(job, "Training")
         stream = f"{job['TrainingJobName']}/algo-1-{int(job['CreationTime'])}"
         cwd = container.code if container.code.is_dir() else container.opt_ml
         limit = job["StoppingCondition"].get("MaxRuntimeInSeconds", DEFAULT_MAX_RUNTIME)
-        async with LogFollower(container.log, LOG_GROUP, stream, metrics):
+        async with LogFollower(container.log, LOG_GROUP, stream, metrics), uploading(self.work, mirrors):
             outcome = await self.work.run(container, argv, env, cwd, limit, stop)
         job["FinalMetricDataList"] = metrics.final()
         self._progress(job, "Uploading")
-        await self.work.blocking(self._take_out, job, container, transfers, outcome)
-        if outcome.timed_out:
+        failed = outcome.code != 0 and not outcome.timed_out and not stop.is_set()
+        reason = failure_reason(job, container, argv, outcome) if failed else ""
+        try:
+            await self.work.blocking(self._take_out, job, container, transfers, mirrors, not failed)
+        except TransferError as error:
+            reason = reason or str(error)  # a job's own failure is what is told
+        if reason:
+            self._finish(job, "Failed", "Failed", reason)
+        elif outcome.timed_out:
             self._finish(job, "Stopped", "MaxRuntimeExceeded")
-        elif outcome.stopped:
+        elif stop.is_set():
             self._finish(job, "Stopped", "Stopped")
-        elif outcome.code == 0:
-            self._finish(job, "Completed", "Completed")
         else:
-            self._finish(job, "Failed", "Failed", failure_reason(container, argv, outcome.code))
-        await self.work.blocking(container.clear)
+            self._finish(job, "Completed", "Completed")
 
-    def _bring_in(self, job: Record, container: Container, transfers: Transfers) -> None:
-        """Configuration files, channels, checkpoints and source. Blocking."""
+    def _bring_in(self, job: Record, container: Container, transfers: Transfers) -> list[Mirror]:
+        """Configuration files, channels, checkpoints and source. Returns what is uploaded as the job goes. Blocking."""
         algorithm = job["AlgorithmSpecification"]
         channels = job.get("InputDataConfig", [])
         container.write_config("hyperparameters", job.get("HyperParameters", {}))
@@ -259,94 +288,174 @@ class TrainingJobs:
             {
                 channel["ChannelName"]: {
                     "TrainingInputMode": channel.get("InputMode") or algorithm["TrainingInputMode"],
-                    "S3DistributionType": channel["DataSource"]["S3DataSource"].get(
-                        "S3DataDistributionType", "FullyReplicated"
-                    ),
-                    "RecordWrapperType": channel.get("RecordWrapperType", "None"),
+                    "S3DistributionType": channel["DataSource"]["S3DataSource"]["S3DataDistributionType"],
+                    "RecordWrapperType": channel["RecordWrapperType"],
                 }
                 | ({"ContentType": channel["ContentType"]} if "ContentType" in channel else {})
                 for channel in channels
             },
         )
-        if "DebugHookConfig" in job:
-            container.write_config("debughookconfig", job["DebugHookConfig"])
-        if "ProfilerConfig" in job:
-            container.write_config("profilerconfig", job["ProfilerConfig"])
         for channel in channels:
             source = channel["DataSource"]["S3DataSource"]
-            folder = container.opt_ml / "input" / "data" / channel["ChannelName"]
-            transfers.download(source["S3Uri"], source["S3DataType"], folder)
-        if checkpoints := job.get("CheckpointConfig"):
-            folder = container.path(checkpoints.get("LocalPath", "/opt/ml/checkpoints"))
+            transfers.download(source["S3Uri"], source["S3DataType"], container.channel(channel["ChannelName"]))
+        mirrors = []
+        if config := job.get("CheckpointConfig"):
+            config = localised(container, config, CHECKPOINTS)
+            container.write_config("checkpointconfig", config)
+            folder = container.path(config["LocalPath"])
             folder.mkdir(parents=True, exist_ok=True)
-            try:
-                transfers.download(checkpoints["S3Uri"].rstrip("/") + "/", "S3Prefix", folder)
-            except TransferError as error:
-                if "No S3 objects found" not in str(error):  # the first run has none
-                    raise
+            mirrors.append(Mirror(transfers, folder, config["S3Uri"]))
+            with contextlib.suppress(NothingThere):  # the first run has none
+                transfers.download(config["S3Uri"].rstrip("/") + "/", "S3Prefix", folder)
+            mirrors[-1].same()
+        if config := job.get("DebugHookConfig"):
+            config = localised(container, config, TENSORS)
+            container.write_config("debughookconfig", config)
+            uri = f"{config['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}/debug-output"
+            mirrors.append(Mirror(transfers, container.path(config["LocalPath"]), uri))
+        if config := profiled(job):
+            container.write_config("profilerconfig", config | {"LocalPath": str(container.output / "profiler")})
+            uri = f"{config['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}/profiler-output"
+            mirrors.append(Mirror(transfers, container.output / "profiler", uri))
         source = str(toolkit.decoded(job.get("HyperParameters", {})).get(toolkit.SUBMIT_DIRECTORY, ""))
         if source:
             transfers.unpack(source, container.code)
+        return mirrors
 
-    def _command(self, job: Record, container: Container) -> tuple[list[str], dict[str, str]]:
-        """The command line and the job's own environment."""
+    def _command(self, job: Record, container: Container, cores: int) -> tuple[list[str], dict[str, str]]:
+        """The command line and the job's own environment; raises EntryPointError."""
         algorithm = job["AlgorithmSpecification"]
-        hyperparameters = job.get("HyperParameters", {})
-        words = toolkit.arguments(toolkit.user_hyperparameters(hyperparameters))
-        words = [container.localised(word) for word in words]
-        entrypoint = algorithm.get("ContainerEntrypoint", [])
-        if toolkit.is_script_mode(hyperparameters) and not entrypoint:
-            program = str(toolkit.decoded(hyperparameters)[toolkit.PROGRAM])
+        own = container.localised_values(toolkit.user_hyperparameters(job.get("HyperParameters", {})))
+        words = toolkit.arguments(own)
+        if is_script(job):
+            program = str(toolkit.decoded(job["HyperParameters"])[toolkit.PROGRAM])
             argv = toolkit.command(container, program, words, sys.executable)
             _, env = container.command(algorithm["TrainingImage"], [], [])
-            if (container.code / "requirements.txt").is_file():
-                with container.log.open("a") as log:
-                    log.write(
-                        "requirements.txt is not installed here: the running environment "
-                        f"({sys.prefix}) is used as it is.\n"
-                    )
+            env["PYTHONPATH"] = os.pathsep.join([str(container.code), *env.values()])
+            tell_requirements(container)
         else:
+            entrypoint = algorithm.get("ContainerEntrypoint", [])
             default = [] if entrypoint else ["train"]
             argv, env = container.command(
                 algorithm["TrainingImage"], entrypoint, algorithm.get("ContainerArguments", default)
             )
-        channels = [channel["ChannelName"] for channel in job.get("InputDataConfig", [])]
-        env |= toolkit.environment(container, job, channels, words)
-        env |= {
-            "TRAINING_JOB_NAME": job["TrainingJobName"],
-            "TRAINING_JOB_ARN": job["TrainingJobArn"],
-            "SAGEMAKER_JOB_NAME": job["TrainingJobName"],
-        }
-        env |= {name: container.localised(value) for name, value in job.get("Environment", {}).items()}
-        return argv, env
+        env |= toolkit.environment(container, job, words, cores)
+        env |= {"TRAINING_JOB_NAME": job["TrainingJobName"], "TRAINING_JOB_ARN": job["TrainingJobArn"]}
+        for name, variable in (("debughook", "SMDEBUG_CONFIG_FILE_PATH"), ("profiler", "SMPROFILER_CONFIG_PATH")):
+            if (path := container.config / f"{name}config.json").is_file():
+                env[variable] = str(path)
+        return argv, env | container.localised_values(job.get("Environment", {}))
 
-    def _take_out(self, job: Record, container: Container, transfers: Transfers, outcome: Outcome) -> None:
-        """The model, the other output and the checkpoints. Blocking."""
-        base = f"{job['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}/output"
-        if outcome.code == 0 or outcome.stopped or outcome.timed_out:
-            transfers.pack(container.model, f"{base}/model.tar.gz")
-        if any(container.output_data.iterdir()):
-            transfers.pack(container.output_data, f"{base}/output.tar.gz")
-        if checkpoints := job.get("CheckpointConfig"):
-            transfers.upload(container.path(checkpoints.get("LocalPath", "/opt/ml/checkpoints")), checkpoints["S3Uri"])
+    def _take_out(
+        self, job: Record, container: Container, transfers: Transfers, mirrors: list[Mirror], with_model: bool
+    ) -> None:
+        """The model, the other output and what was uploaded on the way. Blocking."""
+        for mirror in mirrors:
+            mirror.sync()
+        base = output_prefix(job)
+        for folder, name in ((container.model, "model"), (container.output_data, "output")):
+            if (name == "model" and not with_model) or not any(folder.iterdir()):
+                continue
+            if job["OutputDataConfig"].get("CompressionType") == "NONE":
+                transfers.upload(folder, f"{base}/{folder.name}")
+            else:
+                transfers.pack(folder, f"{base}/{name}.tar.gz")
 
     def recover(self) -> None:
         """After a restart: jobs that were at work died with the emulator."""
         for job in self.store.all(KIND):
             if job["TrainingJobStatus"] not in ENDED:
-                self._finish(
-                    job,
-                    "Failed",
-                    "Failed",
-                    "InternalServerError: The local AWS was stopped while the job ran. Please try again.",
-                )
+                self._finish(job, "Failed", "Failed", died_with_emulator())
+                self.work.start(self.work.blocking(shutil.rmtree, self.folder(job["TrainingJobName"]) / "opt", True))
 
 
-def failure_reason(container: Container, argv: list[str], code: int) -> str:
-    """FailureReason of a container that failed by itself: what it wrote to `failure`, or the end of its log."""
-    if written := container.failure():
-        return f"AlgorithmError: {written}, exit code: {code}"
-    command = " ".join(argv)
-    reason = f'AlgorithmError: ExecuteUserScriptError:\nExitCode {code}\nErrorMessage "'
-    rest = f'"\nCommand "{command[:200]}", exit code: {code}'
-    return reason + "\n".join(last_lines(container.log, 12))[-(FAILURE_REASON_LIMIT - len(reason) - len(rest)) :] + rest
+def as_described(request: dict) -> dict[str, Any]:
+    """The request's members as DescribeTrainingJob shows them, with what AWS fills in."""
+    channels = [
+        {"CompressionType": "None", "RecordWrapperType": "None"}
+        | channel
+        | {
+            "DataSource": {
+                "S3DataSource": {"S3DataDistributionType": "FullyReplicated"} | channel["DataSource"]["S3DataSource"]
+            }
+        }
+        for channel in request.get("InputDataConfig") or []
+    ]
+    return (
+        {
+            "EnableNetworkIsolation": False,
+            "EnableInterContainerTrafficEncryption": False,
+            "EnableManagedSpotTraining": False,
+        }
+        | {name: value for name, value in request.items() if name not in ("Tags", "InputDataConfig")}
+        | ({"InputDataConfig": channels} if channels else {})
+        | {
+            "AlgorithmSpecification": {"EnableSageMakerMetricsTimeSeries": False} | request["AlgorithmSpecification"],
+            "OutputDataConfig": {"KmsKeyId": ""} | request["OutputDataConfig"],
+            "StoppingCondition": {"MaxRuntimeInSeconds": DEFAULT_MAX_RUNTIME}
+            | (request.get("StoppingCondition") or {}),
+        }
+    )
+
+
+def output_prefix(job: dict) -> str:
+    """Where a job's outputs go."""
+    return f"{job['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}/output"
+
+
+def check_uri(uri: str) -> None:
+    """Refuses what AWS's pattern lets pass (https://) and nothing here can read."""
+    if not uri.startswith("s3://"):
+        raise NotImplementedLocally(f"The URI {uri!r}, which does not start with s3://,")
+
+
+def check_local_path(path: str, below: str, member: str) -> None:
+    """A container's path must be in the part of it that is a folder here."""
+    parts = PurePosixPath(path).parts
+    if parts[: len(PurePosixPath(below).parts)] != PurePosixPath(below).parts or ".." in parts:
+        raise ValidationException(f"Invalid {member} {path!r}: it must be a path below {below}.")
+
+
+def profiled(job: dict) -> dict:
+    """The ProfilerConfig of a job whose profiler is on; empty for one whose is not."""
+    config = job.get("ProfilerConfig") or {}
+    return config if config.get("S3OutputPath") and not config.get("DisableProfiler") else {}
+
+
+def localised(container: Container, config: dict, default: str) -> dict:
+    """A configuration with its LocalPath in the job's folder."""
+    return config | {"LocalPath": container.localised(config.get("LocalPath") or default)}
+
+
+def is_script(job: dict) -> bool:
+    """Whether the toolkit runs the job's script, rather than the container its own command."""
+    return toolkit.is_script_mode(job.get("HyperParameters", {})) and not job["AlgorithmSpecification"].get(
+        "ContainerEntrypoint"
+    )
+
+
+def tell_requirements(container: Container) -> None:
+    """Says in the log that requirements.txt is not installed, and what of it is not there."""
+    path = container.code / "requirements.txt"
+    if not path.is_file():
+        return
+    container.note(f"requirements.txt is not installed here: the running environment ({sys.prefix}) is used as it is.")
+    if missing := toolkit.unsatisfied(path.read_text(errors="replace")):
+        container.note(
+            f"requirements.txt asks for what is not there: {', '.join(missing)}. To have it: "
+            f"{sys.executable} -m pip install …, or leave it out."
+        )
+
+
+def failure_reason(job: dict, container: Container, argv: list[str], outcome: Outcome) -> str:
+    """FailureReason of a training that failed by itself.
+
+    The toolkit, which is what a container runs in script mode, writes a `failure` of its own and exits with 1.
+    """
+    if not is_script(job):
+        return algorithm_error(container, outcome.exit_code)
+    if not container.failure():
+        room = FAILURE_REASON_LIMIT - len("AlgorithmError: , exit code: 1")
+        text = toolkit.failure(last_lines(container.log, 100), argv, outcome.code, room)
+        (container.output / "failure").write_text(text, errors="replace")
+    return algorithm_error(container, 1)

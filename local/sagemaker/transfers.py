@@ -5,11 +5,13 @@ Blocking; called off the event loop, because the S3 it talks to is served by tha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import stat
 import tarfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,8 +25,22 @@ PARALLEL = 4  # requests at once per transfer
 _session_lock = threading.Lock()
 
 
+@functools.cache
+def _session() -> boto3.session.Session:
+    """One session for all: each new one parses S3's model again, which stalls every endpoint for half a second."""
+    return boto3.session.Session()
+
+
 class TransferError(Exception):
     """The transfer failed, in the words of the job's FailureReason."""
+
+
+class NothingThere(TransferError):
+    """The prefix covers no object."""
+
+
+class Cancelled(Exception):
+    """The job was stopped during the transfer."""
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -38,9 +54,10 @@ def split(uri: str) -> tuple[str, str]:
 class Transfers:
     """S3 as one role."""
 
-    def __init__(self, environment: dict[str, str], role: str) -> None:
-        """`environment` is what `host.role_environment` gives."""
+    def __init__(self, environment: dict[str, str], role: str, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """`environment` is what `host.role_environment` gives; downloads raise Cancelled once `cancelled()` is true."""
         self.role = role
+        self.cancelled = cancelled
         self.region = environment["AWS_REGION"]
         self._environment = environment
 
@@ -48,7 +65,7 @@ class Transfers:
     def s3(self) -> Any:
         """The client, made on first use: it costs tens of milliseconds, and not on the event loop."""
         with _session_lock:  # boto3's client factory is not thread-safe
-            return boto3.session.Session().client(
+            return _session().client(
                 "s3",
                 endpoint_url=self._environment["AWS_ENDPOINT_URL"],
                 region_name=self.region,
@@ -73,11 +90,23 @@ class Transfers:
         """Brings an S3Prefix or a ManifestFile into `folder` (made if need be). Returns the number of files."""
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            pairs = list(self._manifest(uri) if data_type == "ManifestFile" else self._prefix(uri))
-            self._fetch(pairs, folder)
+            objects = list(self._manifest(uri) if data_type == "ManifestFile" else self._prefix(uri))
         except (ClientError, BotoCoreError) as error:
-            raise TransferError(f"ClientError: Data download failed: {uri}: {error}") from error
-        return len(pairs)
+            raise TransferError(f"ClientError: Data download failed:{reason(error)} ({uri})") from error
+        root = folder.resolve()
+        for _, _, name in objects:
+            if not (root / name.lstrip("/")).resolve().is_relative_to(root):
+                raise TransferError(f"ClientError: Data download failed:{name!r} leaves the channel's folder.")
+        self._each(lambda item: self._fetch(item[0], item[1], root / PurePosixPath(item[2].lstrip("/"))), objects)
+        return len(objects)
+
+    def _each(self, function: Callable[[Any], None], items: list) -> None:
+        """A few at once; the first failure gives up those that have not begun."""
+        if items:
+            self.s3  # noqa: B018  # made once, before the threads share it
+            with ThreadPoolExecutor(PARALLEL) as pool:
+                for _ in pool.map(function, items):
+                    pass
 
     def _prefix(self, uri: str) -> Iterable[tuple[str, str, str]]:
         """(bucket, key, path under the channel) of every object that the prefix covers."""
@@ -90,15 +119,18 @@ class Transfers:
                     found = True
                     yield bucket, key, relative_name(key, prefix)
         if not found:
-            raise TransferError(
-                f'ClientError: Data download failed: No S3 objects found under S3 URL "{uri}" given in input data '
+            raise NothingThere(
+                f'ClientError: Data download failed:No S3 objects found under S3 URL "{uri}" given in input data '
                 f"source. Please ensure that the bucket exists in the selected region ({self.region}), that objects "
                 f'exist under that S3 prefix, and that the role "{self.role}" has "s3:ListBucket" permissions on '
                 f'bucket "{bucket}".'
             )
 
     def _manifest(self, uri: str) -> Iterable[tuple[str, str, str]]:
-        """The same for a manifest: `[{"prefix": "s3://bucket/folder/"}, "one", "two"]`, under the keys' own names."""
+        """The same for a manifest: `[{"prefix": "s3://bucket/folder/"}, "one", "two"]`, under the keys' own names.
+
+        A key is the prefix with the name put behind it, without a slash between them.
+        """
         bucket, key = split(uri)
         try:
             entries = json.loads(self.s3.get_object(Bucket=bucket, Key=key)["Body"].read())
@@ -106,40 +138,34 @@ class Transfers:
             names = [str(name) for name in entries[1:]]
         except (ValueError, LookupError, TypeError) as error:
             raise TransferError(
-                f"ClientError: Data download failed: the manifest {uri} is not a list that starts "
+                f"ClientError: Data download failed:the manifest {uri} is not a list that starts "
                 f'with {{"prefix": "s3://…"}} and goes on with names ({error}).'
             ) from error
         return [(prefix_bucket, prefix + name, name) for name in names]
 
-    def _fetch(self, pairs: list[tuple[str, str, str]], folder: Path) -> None:
-        def fetch(pair: tuple[str, str, str]) -> None:
-            bucket, key, name = pair
-            target = folder / PurePosixPath(name.lstrip("/"))
-            if not target.resolve().is_relative_to(folder.resolve()):
-                raise TransferError(f"ClientError: Data download failed: {name!r} leaves the channel's folder.")
+    def _fetch(self, bucket: str, key: str, target: Path) -> None:
+        try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as file:
                 for block in self.s3.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(1 << 20):
+                    if self.cancelled():
+                        raise Cancelled
                     file.write(block)
-
-        if pairs:
-            self.s3  # noqa: B018  # made once, before the threads share it
-            with ThreadPoolExecutor(PARALLEL) as pool:
-                list(pool.map(fetch, pairs))
+            if self.cancelled():  # of empty objects there are no blocks
+                raise Cancelled
+        except (ClientError, BotoCoreError, OSError) as error:  # OSError: one key is another's folder, or a full disk
+            raise TransferError(f"ClientError: Data download failed:{reason(error)} (s3://{bucket}/{key})") from error
 
     def unpack(self, uri: str, folder: Path) -> None:
         """Downloads a tar.gz and unpacks it into `folder`, refusing what would land outside."""
         folder.mkdir(parents=True, exist_ok=True)
-        bucket, key = split(uri)
         archive = folder.with_name(folder.name + ".tar.gz")
         try:
-            with archive.open("wb") as file:
-                for block in self.s3.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(1 << 20):
-                    file.write(block)
+            self._fetch(*split(uri), archive)
             with tarfile.open(archive, "r:*") as tar:
                 tar.extractall(folder, filter="data")
-        except (ClientError, BotoCoreError, tarfile.TarError, EOFError, OSError) as error:
-            raise TransferError(f"ClientError: {uri} could not be downloaded and unpacked: {error}") from error
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise TransferError(f"ClientError: {uri} could not be unpacked: {error}") from error
         finally:
             archive.unlink(missing_ok=True)
 
@@ -157,12 +183,7 @@ class Transfers:
 
     def upload(self, folder: Path, uri: str) -> int:
         """Uploads every file of a folder under a prefix. Returns their number."""
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
-        if files:
-            self.s3  # noqa: B018  # made once, before the threads share it
-            with ThreadPoolExecutor(PARALLEL) as pool:
-                list(pool.map(lambda p: self._put(p, f"{uri.rstrip('/')}/{p.relative_to(folder).as_posix()}"), files))
-        return len(files)
+        return Mirror(self, folder, uri).sync()
 
     def _put(self, path: Path, uri: str) -> None:
         bucket, key = split(uri)
@@ -170,7 +191,59 @@ class Transfers:
             with path.open("rb") as file:
                 self.s3.put_object(Bucket=bucket, Key=key, Body=file)
         except (ClientError, BotoCoreError) as error:
-            raise TransferError(f"ClientError: Unable to upload output to {uri}: {error}") from error
+            raise TransferError(f"ClientError: Data upload failed:{reason(error)} ({uri})") from error
+
+
+class Mirror:
+    """A folder whose files are uploaded under a prefix while they are written: each state of a file once.
+
+    Nothing is removed from S3.
+    """
+
+    def __init__(self, transfers: Transfers, folder: Path, uri: str) -> None:
+        self.transfers, self.folder, self.uri = transfers, folder, uri.rstrip("/")
+        self._sent: dict[Path, tuple[int, int]] = {}  # path: (size, time of change) of what S3 has
+        self._seen: dict[Path, tuple[int, int]] = {}  # at the last look
+
+    def _look(self) -> dict[Path, tuple[int, int]]:
+        found = {}
+        for path in sorted(self.folder.rglob("*")) if self.folder.is_dir() else []:
+            with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    found[path] = (status.st_size, status.st_mtime_ns)
+        return found
+
+    def same(self) -> None:
+        """What is in the folder now came from S3."""
+        self._sent = self._look()
+
+    def sync(self, settled: bool = False) -> int:
+        """Uploads what is new or changed, `settled`: unless it changed since the last look. Returns their number."""
+        now = self._look()
+        due = [
+            path
+            for path, state in now.items()
+            if self._sent.get(path) != state and (not settled or self._seen.get(path) == state)
+        ]
+        self._seen = now
+
+        def send(path: Path) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.transfers._put(path, f"{self.uri}/{path.relative_to(self.folder).as_posix()}")
+                self._sent[path] = now[path]
+
+        self.transfers._each(send, due)
+        return len(due)
+
+
+def reason(error: Exception) -> str:
+    """A failed request as FailureReason has it: `NoSuchKey (404): The specified key does not exist.`"""
+    if isinstance(error, ClientError):
+        details = error.response.get("Error", {})
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
+        return f"{details.get('Code', '')} ({status}): {details.get('Message', '')}"
+    return str(error)
 
 
 def relative_name(key: str, prefix: str) -> str:

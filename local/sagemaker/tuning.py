@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import math
 import uuid
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from .errors import ResourceInUse, ResourceNotFound, ValidationException
-from .jobs import Work, check_metric_definitions, summaries
+from . import search, warmstart
+from .errors import ResourceInUse, ResourceLimitExceeded, ResourceNotFound, SageMakerError, ValidationException
+from .jobs import Work, check_metric_definitions, died_with_emulator, internal_error, summaries
 from .store import Record, Store, arn, now, page, pick, record
 from .training import ENDED, TrainingJobs
+from .training import KIND as TRAINING_JOB
 
 if TYPE_CHECKING:
     import optuna
 
 KIND = "hyper-parameter-tuning-job"
-MAX_FAILURES = 5  # AWS gives up when the first five training jobs all failed
-LOG_SCALE_RATIO = 100.0  # Auto scaling searches logarithmically when a positive range spans two orders of magnitude
+METRIC = "FinalHyperParameterTuningJobObjectiveMetric"
+OBJECTIVE = "_tuning_objective_metric"  # the hyperparameter that AWS adds to the static ones
+MAX_ATTEMPTS = 5  # AWS gives up when none of the first five training jobs succeeded
+MAX_PARALLEL = 100  # AWS's limits, at the most that it grants on request
+MAX_TRAINING_JOBS = {"Bayesian": 500, "Random": 10_000}  # with those of a warm start's parents
 POLL = 0.2  # seconds between looks at the running trials
 
 
@@ -32,8 +38,9 @@ class TuningJobs:
         """CreateHyperParameterTuningJob."""
         name = request["HyperParameterTuningJobName"]
         job_arn = arn(KIND, name)
+        request = as_described(request)
         self._check(request)
-        if self.store.find(KIND, name):
+        if self.store.by_arn(job_arn):
             raise ResourceInUse(
                 "Hyper parameter tuning job names must be unique within an AWS account and region, "
                 f"and a hyper parameter tuning job with this name already exists ({job_arn})"
@@ -49,7 +56,6 @@ class TuningJobs:
             CreationTime=created,
             LastModifiedTime=created,
             _tags=request.get("Tags", []),
-            _children=[],
         )
         self._count(job)
         self.store.save(job)
@@ -58,111 +64,92 @@ class TuningJobs:
         return {"HyperParameterTuningJobArn": job_arn}
 
     def _check(self, request: dict) -> None:
-        config = request["HyperParameterTuningJobConfig"]
-        limits = config["ResourceLimits"]
-        if limits.get("MaxNumberOfTrainingJobs") is None:
+        config, definition = request["HyperParameterTuningJobConfig"], request["TrainingJobDefinition"]
+        resources = config["ResourceLimits"]
+        jobs, parallel = resources.get("MaxNumberOfTrainingJobs"), resources["MaxParallelTrainingJobs"]
+        if jobs is None:
             raise ValidationException("You must specify MaxNumberOfTrainingJobs in ResourceLimits.")
-        if limits["MaxParallelTrainingJobs"] > limits["MaxNumberOfTrainingJobs"]:
+        if parallel > jobs:
             raise ValidationException("MaxParallelTrainingJobs cannot be greater than MaxNumberOfTrainingJobs.")
-        ranges = config.get("ParameterRanges", {})
-        names = [item["Name"] for items in ranges.values() for item in items]
-        if not names:
-            raise ValidationException("You must specify at least one hyperparameter range in ParameterRanges.")
-        if len(set(names)) < len(names):
-            raise ValidationException("Hyperparameter names in ParameterRanges must be unique.")
-        for item in ranges.get("ContinuousParameterRanges", []) + ranges.get("IntegerParameterRanges", []):
-            check_range(item)
-        definition = request.get("TrainingJobDefinition")
-        if not definition or "HyperParameterTuningJobObjective" not in config:
-            raise ValidationException("You must specify TrainingJobDefinition and HyperParameterTuningJobObjective.")
-        if both := set(names) & set(definition.get("StaticHyperParameters", {})):
-            raise ValidationException(f"Hyperparameters {sorted(both)} cannot be both static and tuned.")
-        objective = config["HyperParameterTuningJobObjective"]["MetricName"]
+        check_limit("Maximum number of parallel training jobs per hyperparameter tuning job", MAX_PARALLEL, parallel)
         definitions = definition["AlgorithmSpecification"].get("MetricDefinitions", [])
         check_metric_definitions(definitions)
-        if objective not in {item["Name"] for item in definitions}:
+        if definition["StaticHyperParameters"][OBJECTIVE] not in {item["Name"] for item in definitions}:
             raise ValidationException(
-                f"The objective metric {objective!r} is not among the MetricDefinitions of the training job definition."
+                "A metric is required for this hyperparameter tuning job objective. "
+                "Provide a metric in the metric definitions."
             )
-        self.training.check(self._child_request("check-000", definition, {}, objective))
+        search.check_ranges(config.get("ParameterRanges", {}), definition["StaticHyperParameters"], jobs)
+        parents = self._parents(request)
+        for parent in parents:
+            warmstart.check(request, parent, ENDED)
+        check_limit(
+            "Maximum number of training jobs per hyperparameter tuning job",
+            MAX_TRAINING_JOBS[config["Strategy"]],
+            jobs + sum(len(self._children(parent)) for parent in parents),
+        )
+        self.training.check(child_request(request, "check-000", {}))
 
-    def _get(self, request: dict) -> Record:
+    def _parents(self, job: Record) -> list[Record]:
+        names = warmstart.parents(job)
+        if len(set(names)) < len(names):
+            raise ValidationException("The parent tuning jobs of a warm start must be unique.")
+        return [self._get({"HyperParameterTuningJobName": name}, ValidationException) for name in names]
+
+    def _get(self, request: dict, error: type[SageMakerError] = ResourceNotFound) -> Record:
         name = request["HyperParameterTuningJobName"]
         return self.store.get(
             KIND,
             name,
-            lambda: ResourceNotFound(
+            lambda: error(
                 f"Amazon SageMaker can't find a tuning job with the name {name}. Check the name and try again."
             ),
         )
 
     async def describe(self, request: dict) -> dict:
         """DescribeHyperParameterTuningJob."""
-        return self._get(request)
+        job = self._get(request)
+        runtime = job.get("HyperParameterTuningEndTime", now()) - job["CreationTime"]
+        return job | {"ConsumedResources": {"RuntimeInSeconds": int(runtime)}}
 
     async def listing(self, request: dict) -> dict:
         """ListHyperParameterTuningJobs."""
-        jobs, token = page(
+        found, token = page(
             self.store.all(KIND),
             request,
             "HyperParameterTuningJobName",
             "HyperParameterTuningJobStatus",
             default_sort="Name",
         )
-        found = [
-            summary
-            | {
-                "Strategy": job["HyperParameterTuningJobConfig"]["Strategy"],
-                "ResourceLimits": job["HyperParameterTuningJobConfig"]["ResourceLimits"],
-            }
-            for job, summary in zip(
-                jobs,
-                summaries(
-                    jobs,
-                    "HyperParameterTuningJobName",
-                    "HyperParameterTuningJobArn",
-                    "HyperParameterTuningJobStatus",
-                    "CreationTime",
-                    "HyperParameterTuningEndTime",
-                    "LastModifiedTime",
-                    "TrainingJobStatusCounters",
-                    "ObjectiveStatusCounters",
-                ),
-                strict=True,
-            )
-        ]
-        return {"HyperParameterTuningJobSummaries": found, "NextToken": token}
+        shown = summaries(
+            found,
+            "HyperParameterTuningJobName",
+            "HyperParameterTuningJobArn",
+            "HyperParameterTuningJobStatus",
+            "CreationTime",
+            "HyperParameterTuningEndTime",
+            "LastModifiedTime",
+            "TrainingJobStatusCounters",
+            "ObjectiveStatusCounters",
+        )
+        return {
+            "HyperParameterTuningJobSummaries": [
+                item | pick(job["HyperParameterTuningJobConfig"], "Strategy", "ResourceLimits")
+                for job, item in zip(found, shown, strict=True)
+            ],
+            "NextToken": token,
+        }
 
     async def list_training_jobs(self, request: dict) -> dict:
         """ListTrainingJobsForHyperParameterTuningJob."""
         job = self._get(request)
-        objective = job["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]
-        found = []
-        for child in self._children(job):
-            summary = self._summary(job, child) | {"_value": math.nan}
-            if metric := summary.get("FinalHyperParameterTuningJobObjectiveMetric"):
-                summary["_value"] = metric["Value"]
-            found.append(summary)
-        if request.get("SortBy") == "FinalObjectiveMetricValue":
-            found = [item for item in found if not math.isnan(item["_value"])]
-            order = request.get("SortOrder", "Descending" if objective["Type"] == "Maximize" else "Ascending")
-            found.sort(key=lambda item: item["_value"], reverse=order == "Descending")
-            start, token = page(
-                found,
-                {
-                    **pick(request, "StatusEquals", "MaxResults", "NextToken"),
-                    "SortBy": "_none",
-                    "SortOrder": "Ascending",
-                },
-                "TrainingJobName",
-                "TrainingJobStatus",
-            )
-        else:
-            start, token = page(found, request, "TrainingJobName", "TrainingJobStatus")
-        return {
-            "TrainingJobSummaries": [{key: value for key, value in item.items() if key != "_value"} for item in start],
-            "NextToken": token,
-        }
+        found = [summary(job, child) for child in self._children(job)]
+        if (by := request.get("SortBy")) == "FinalObjectiveMetricValue":
+            found = [item | {by: item[METRIC]["Value"]} for item in found if METRIC in item]
+        shown, token = page(found, request, "TrainingJobName", "TrainingJobStatus", default_sort="Name")
+        for item in shown:
+            item.pop("FinalObjectiveMetricValue", None)
+        return {"TrainingJobSummaries": shown, "NextToken": token}
 
     async def stop(self, request: dict) -> dict:
         """StopHyperParameterTuningJob: what runs is stopped, what ended stays."""
@@ -177,63 +164,47 @@ class TuningJobs:
         return {}
 
     def _children(self, job: Record) -> list[Record]:
-        found = (self.store.find("training-job", name) for name in job["_children"])
-        return [child for child in found if child]
-
-    def _summary(self, job: Record, child: Record) -> dict:
-        """A training job as the tuning job's answers show it."""
-        summary = pick(
-            child,
-            "TrainingJobName",
-            "TrainingJobArn",
-            "CreationTime",
-            "TrainingStartTime",
-            "TrainingEndTime",
-            "TrainingJobStatus",
-            "FailureReason",
-        )
-        ranges = job["HyperParameterTuningJobConfig"]["ParameterRanges"]
-        tuned = {item["Name"] for items in ranges.values() for item in items}
-        summary["TunedHyperParameters"] = {
-            key: value for key, value in child["HyperParameters"].items() if key in tuned
-        }
-        objective = job["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]
-        value = objective_value(child, objective["MetricName"])
-        if child["TrainingJobStatus"] not in ENDED:
-            summary["ObjectiveStatus"] = "Pending"
-        elif value is not None:
-            summary["ObjectiveStatus"] = "Succeeded"
-            summary["FinalHyperParameterTuningJobObjectiveMetric"] = {
-                "Type": objective["Type"],
-                "MetricName": objective["MetricName"],
-                "Value": value,
-            }
-        else:
-            summary["ObjectiveStatus"] = "Failed"
-        return summary
+        """The training jobs that the tuning job launched, the first first."""
+        found = (child for child in self.store.all(TRAINING_JOB) if child.get("TuningJobArn") == job["_arn"])
+        return sorted(found, key=lambda child: (child["CreationTime"], child["_name"]))
 
     def _count(self, job: Record) -> None:
-        """Brings the counters and the best training job up to date."""
-        children = [self._summary(job, child) for child in self._children(job)]
+        """Brings up to date what Describe tells of the training jobs: counters, the best, those without improvement."""
+        children = [summary(job, child) for child in self._children(job)]
         status = [child["TrainingJobStatus"] for child in children]
         goal = [child["ObjectiveStatus"] for child in children]
+        internal = sum(child.get("FailureReason", "").startswith("InternalServerError") for child in children)
         job["TrainingJobStatusCounters"] = {
             "Completed": status.count("Completed"),
             "InProgress": status.count("InProgress") + status.count("Stopping"),
-            "RetryableError": 0,
-            "NonRetryableError": status.count("Failed"),
+            "RetryableError": internal,
+            "NonRetryableError": status.count("Failed") - internal,
             "Stopped": status.count("Stopped"),
         }
         job["ObjectiveStatusCounters"] = {name: goal.count(name) for name in ("Succeeded", "Pending", "Failed")}
-        metric = "FinalHyperParameterTuningJobObjectiveMetric"
-        scored = [child for child in children if metric in child]
-        if scored:
-            maximise = scored[0][metric]["Type"] == "Maximize"
-            job["BestTrainingJob"] = sorted(scored, key=lambda child: child[metric]["Value"], reverse=maximise)[0]
+        maximise = search.is_maximised(job["HyperParameterTuningJobConfig"])
+        scored = [child for child in children if METRIC in child]
+        if found := best(scored, maximise):
+            job["BestTrainingJob"] = found
+        by_end = sorted(scored, key=lambda child: child["TrainingEndTime"])
+        job["TuningJobCompletionDetails"] = {
+            "NumberOfTrainingJobsObjectiveNotImproving": search.not_improving(
+                (child[METRIC]["Value"] for child in by_end), maximise
+            )
+        }
+        if warmstart.is_identical(job):
+            bests = [
+                family["BestTrainingJob"] | {"TuningJobName": family["HyperParameterTuningJobName"]}
+                for family in [job, *self._parents(job)]
+                if "BestTrainingJob" in family
+            ]
+            if found := best(bests, maximise):
+                job["OverallBestTrainingJob"] = found
 
-    def _become(self, job: Record, status: str, reason: str = "") -> None:
+    def _become(self, job: Record, status: str = "", reason: str = "") -> None:
+        """The job's next status, or the same one with what its training jobs have come to."""
         self._count(job)
-        job["HyperParameterTuningJobStatus"] = status
+        job["HyperParameterTuningJobStatus"] = status or job["HyperParameterTuningJobStatus"]
         job["LastModifiedTime"] = now()
         if status in ENDED:
             job["HyperParameterTuningEndTime"] = job["LastModifiedTime"]
@@ -244,179 +215,200 @@ class TuningJobs:
     async def _run(self, job: Record, stop: asyncio.Event) -> None:
         try:
             await self._search(job, stop)
+            await self._halt(job)
+        except SageMakerError as error:  # a training job was refused, as when its role has gone
+            await self._halt(job)
+            self._become(job, "Failed", f"ClientError: {error.message}")
         except Exception as error:
-            self._become(job, "Failed", f"InternalServerError: {error!r}. Please try again.")
+            await self._halt(job)
+            self._become(job, "Failed", internal_error(error))
             raise
+        else:
+            self._finish(job, stop)
         finally:
             self.stops.pop(job["HyperParameterTuningJobArn"], None)
 
     async def _search(self, job: Record, stop: asyncio.Event) -> None:
+        """Launches training jobs until there are enough of them, or something else ends the search."""
         config = job["HyperParameterTuningJobConfig"]
-        limits = config["ResourceLimits"]
-        study = await self.work.blocking(new_study, config)
-        space = SearchSpace(config["ParameterRanges"])
-        deadline = job["CreationTime"] + limits.get("MaxRuntimeInSeconds", math.inf)
+        resources = config["ResourceLimits"]
+        space = await self.work.blocking(search.SearchSpace, config["ParameterRanges"])
+        study = await self.work.blocking(search.new_study, config, space, self._earlier(job))
         running: dict[str, optuna.trial.Trial] = {}
-        while True:
-            for name, trial in list(running.items()):
-                child = self.store.find("training-job", name)
-                if child is None or child["TrainingJobStatus"] in ENDED:
-                    self._tell(study, trial, child, config)
-                    del running[name]
-                    self._become(job, job["HyperParameterTuningJobStatus"])
-            stopping = stop.is_set() or now() > deadline or self._hopeless(job)
-            full = len(job["_children"]) >= limits["MaxNumberOfTrainingJobs"]
-            if (stopping or full) and not running:
-                break
-            if stopping:
-                for name in running:
-                    child = self.store.find("training-job", name)
-                    if child and child["TrainingJobStatus"] == "InProgress":
-                        await self.training.stop({"TrainingJobName": name})
-            elif not full and len(running) < limits["MaxParallelTrainingJobs"]:
+        while not (stop.is_set() or is_over(job, now())):
+            children = self._children(job)
+            ended = [child for child in children if child["_name"] in running and has_ended(child)]
+            for child in ended:
+                tell(study, running.pop(child["_name"]), objective_value(child))
+            if ended:
+                self._become(job)
+            elif len(children) < resources["MaxNumberOfTrainingJobs"] and (
+                len(running) < resources["MaxParallelTrainingJobs"]
+            ):
                 trial = study.ask(space.distributions)
-                running[self._start(job, space.values(trial.params))] = trial
-                continue
+                running[self._launch(job, len(children) + 1, space.texts(trial.params))] = trial
+            elif not running:
+                return
+            else:
+                if config["TrainingJobEarlyStoppingType"] == "Auto":
+                    await self._stop_early(children, search.is_maximised(config))
+                await asyncio.sleep(POLL)
+
+    def _earlier(self, job: Record) -> list[tuple[dict[str, str], float]]:
+        """The trials of the parents: hyperparameters and objective of each training job that has one."""
+        children = [child for parent in self._parents(job) for child in self._children(parent)]
+        values = [(child["HyperParameters"], objective_value(child)) for child in children]
+        return [(texts, value) for texts, value in values if value is not None]
+
+    def _launch(self, job: Record, number: int, values: dict[str, str]) -> str:
+        """Starts a training job with these hyperparameters; returns its name."""
+        name = f"{job['HyperParameterTuningJobName']}-{number:03d}-{uuid.uuid4().hex[:8]}"
+        request = child_request(job, name, values) | {"Tags": job["_tags"]}
+        self.training.submit(request, TuningJobArn=job["_arn"])
+        self._become(job)
+        return name
+
+    async def _stop_early(self, children: list[Record], maximise: bool) -> None:
+        """Stops the training jobs that fall behind those that completed."""
+        completed = [child.get("_objective", []) for child in children if child["TrainingJobStatus"] == "Completed"]
+        for child in children:
+            if child["TrainingJobStatus"] == "InProgress" and search.falls_behind(
+                child.get("_objective", []), completed, maximise
+            ):
+                await self.training.stop({"TrainingJobName": child["_name"]})
+
+    async def _halt(self, job: Record) -> None:
+        """Stops the training jobs that still run, and waits for their end."""
+        while running := [child for child in self._children(job) if not has_ended(child)]:
+            for child in running:
+                if child["TrainingJobStatus"] == "InProgress":
+                    await self.training.stop({"TrainingJobName": child["_name"]})
             await asyncio.sleep(POLL)
+
+    def _finish(self, job: Record, stop: asyncio.Event) -> None:
+        self._count(job)
         if stop.is_set():
             self._become(job, "Stopped")
         elif "BestTrainingJob" in job:
             self._become(job, "Completed")
         else:
+            attempts = min(MAX_ATTEMPTS, len(self._children(job)))
             self._become(
                 job,
                 "Failed",
-                f"No training job succeeded after {len(job['_children'])} attempts. For "
-                "additional details, please take a look at the training job failures by listing training "
-                "jobs for the hyperparameter tuning job.",
+                f"No training job succeeded after {attempts} attempts. For additional details, please take a look at "
+                "the training job failures by listing training jobs for the hyperparameter tuning job.",
             )
-
-    def _hopeless(self, job: Record) -> bool:
-        counters = job["TrainingJobStatusCounters"]
-        return counters["NonRetryableError"] >= MAX_FAILURES and counters["Completed"] == 0
-
-    def _start(self, job: Record, values: dict[str, str]) -> str:
-        """Starts one training job with these hyperparameters; returns its name."""
-        number = len(job["_children"]) + 1
-        name = f"{job['HyperParameterTuningJobName']}-{number:03d}-{uuid.uuid4().hex[:8]}"
-        objective = job["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]["MetricName"]
-        request = self._child_request(name, job["TrainingJobDefinition"], values, objective)
-        self.training.submit(request, TuningJobArn=job["HyperParameterTuningJobArn"])
-        job["_children"].append(name)
-        self._become(job, job["HyperParameterTuningJobStatus"])
-        return name
-
-    @staticmethod
-    def _child_request(name: str, definition: dict, values: dict[str, str], objective: str) -> dict:
-        request = {key: value for key, value in definition.items() if key != "StaticHyperParameters"}
-        return request | {
-            "TrainingJobName": name,
-            "HyperParameters": definition.get("StaticHyperParameters", {})
-            | values
-            | {"_tuning_objective_metric": objective},
-        }
-
-    @staticmethod
-    def _tell(study: optuna.Study, trial: optuna.trial.Trial, child: Record | None, config: dict) -> None:
-        import optuna
-
-        value = objective_value(child, config["HyperParameterTuningJobObjective"]["MetricName"]) if child else None
-        if value is None or not math.isfinite(value):
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        else:
-            study.tell(trial, value)
 
     def recover(self) -> None:
         """After a restart: tuning jobs that were at work died with the emulator."""
         for job in self.store.all(KIND):
             if job["HyperParameterTuningJobStatus"] not in ENDED:
-                self._become(
-                    job, "Failed", "InternalServerError: The local AWS was stopped while the job ran. Please try again."
-                )
+                self._become(job, "Failed", died_with_emulator())
 
 
-def objective_value(child: Record, metric: str) -> float | None:
-    """The last value of the objective that the training job logged; None while it runs or if it never did."""
+def as_described(request: dict) -> dict:
+    """The request with the defaults that Describe shows; raises ValidationException if there is nothing to tune."""
+    config, definition = request["HyperParameterTuningJobConfig"], request.get("TrainingJobDefinition")
+    if not definition or "HyperParameterTuningJobObjective" not in config:
+        raise ValidationException("You must specify TrainingJobDefinition and HyperParameterTuningJobObjective.")
+    ranges = {
+        kind: [item if "Values" in item else {"ScalingType": "Auto"} | item for item in items]
+        for kind, items in config.get("ParameterRanges", {}).items()
+    }
+    static = definition.get("StaticHyperParameters", {})
+    return request | {
+        "HyperParameterTuningJobConfig": {"TrainingJobEarlyStoppingType": "Off"} | config | {"ParameterRanges": ranges},
+        "TrainingJobDefinition": {
+            "EnableNetworkIsolation": False,
+            "EnableInterContainerTrafficEncryption": False,
+            "EnableManagedSpotTraining": False,
+        }
+        | definition
+        | {"StaticHyperParameters": static | {OBJECTIVE: config["HyperParameterTuningJobObjective"]["MetricName"]}},
+    }
+
+
+def child_request(job: Record, name: str, values: dict[str, str]) -> dict:
+    """CreateTrainingJob's request for a trial with these hyperparameters."""
+    definition = job["TrainingJobDefinition"]
+    request = {key: value for key, value in definition.items() if key != "StaticHyperParameters"}
+    return request | {"TrainingJobName": name, "HyperParameters": definition["StaticHyperParameters"] | values}
+
+
+def check_limit(quota: str, limit: int, wanted: int) -> None:
+    """Raises ResourceLimitExceeded, in AWS's words."""
+    if wanted > limit:
+        raise ResourceLimitExceeded(
+            f"The account-level service limit '{quota}' is {limit} Training Jobs, with current utilization of 0 "
+            f"Training Jobs and a request delta of {wanted} Training Jobs. Please use AWS Service Quotas to request an "
+            "increase for this quota. If AWS Service Quotas is not available, contact AWS support to request an "
+            "increase for this quota."
+        )
+
+
+def is_over(job: Record, moment: float) -> bool:
+    """Whether a limit or a completion criterion ends the search at this moment (seconds since the epoch)."""
+    config = job["HyperParameterTuningJobConfig"]
+    if moment - job["CreationTime"] >= config["ResourceLimits"].get("MaxRuntimeInSeconds", math.inf):
+        return True
+    objectives = job["ObjectiveStatusCounters"]
+    if objectives["Failed"] >= MAX_ATTEMPTS and not objectives["Succeeded"]:
+        return True
+    criteria = config.get("TuningJobCompletionCriteria", {})
+    target = criteria.get("TargetObjectiveMetricValue")
+    if target is not None and "BestTrainingJob" in job:
+        value = job["BestTrainingJob"][METRIC]["Value"]
+        if value >= target if search.is_maximised(config) else value <= target:
+            return True
+    patience = criteria.get("BestObjectiveNotImproving", {}).get("MaxNumberOfTrainingJobsNotImproving", math.inf)
+    return job["TuningJobCompletionDetails"]["NumberOfTrainingJobsObjectiveNotImproving"] >= patience
+
+
+def has_ended(child: Record) -> bool:
+    """Whether a training job has come to its end."""
+    return child["TrainingJobStatus"] in ENDED
+
+
+def objective_value(child: Record) -> float | None:
+    """The last value of the objective that a training job logged; None while it runs, if it failed or never did."""
     if child["TrainingJobStatus"] not in ("Completed", "Stopped"):
         return None
+    metric = child["HyperParameters"][OBJECTIVE]
     values = [item["Value"] for item in child["FinalMetricDataList"] if item["MetricName"] == metric]
-    return values[-1] if values else None
+    return values[-1] if values and math.isfinite(values[-1]) else None
 
 
-def check_range(item: dict) -> None:
-    """Raises ValidationException for a numeric range that cannot be searched."""
-    name = item["Name"]
-    try:
-        low, high = float(item["MinValue"]), float(item["MaxValue"])
-    except ValueError:
-        raise ValidationException(
-            f"MinValue and MaxValue of the hyperparameter {name!r} must be numbers, found "
-            f"{item['MinValue']!r} and {item['MaxValue']!r}."
-        ) from None
-    if low > high:
-        raise ValidationException(
-            f"MinValue of the hyperparameter {name!r} ({low:g}) is greater than MaxValue ({high:g})."
-        )
-    scaling = item.get("ScalingType", "Auto")
-    if scaling == "Logarithmic" and low <= 0:
-        raise ValidationException(f"Logarithmic scaling of the hyperparameter {name!r} needs a MinValue above 0.")
-    if scaling == "ReverseLogarithmic" and not 0 <= low <= high < 1:
-        raise ValidationException(
-            f"ReverseLogarithmic scaling of the hyperparameter {name!r} needs values from 0 to below 1."
-        )
-
-
-def new_study(config: dict) -> optuna.Study:
-    """The Optuna study of a tuning job; importing Optuna takes a moment, so off the event loop."""
+def tell(study: optuna.Study, trial: optuna.trial.Trial, value: float | None) -> None:
+    """The outcome of a trial."""
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    seed = config.get("RandomSeed")
-    limits = config["ResourceLimits"]
-    sampler: optuna.samplers.BaseSampler
-    if config["Strategy"] == "Random":
-        sampler = optuna.samplers.RandomSampler(seed=seed)
-    else:
-        # A small budget must not be spent on random starts alone; running trials count as bad ones (constant liar),
-        # so that parallel trials do not all go to one place.
-        startup = max(2, min(10, limits["MaxNumberOfTrainingJobs"] // 3))
-        sampler = optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=limits["MaxParallelTrainingJobs"] > 1
-        )
-    maximise = config["HyperParameterTuningJobObjective"]["Type"] == "Maximize"
-    return optuna.create_study(direction="maximize" if maximise else "minimize", sampler=sampler)
+    study.tell(trial, value, state=optuna.trial.TrialState.FAIL if value is None else None)
 
 
-class SearchSpace:
-    """SageMaker's ParameterRanges as Optuna's distributions, and Optuna's numbers as hyperparameter texts."""
-
-    def __init__(self, ranges: dict) -> None:
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-        self.distributions: dict[str, Any] = {}
-        self.reversed: set[str] = set()
-        for item in ranges.get("ContinuousParameterRanges", []):
-            low, high = float(item["MinValue"]), float(item["MaxValue"])
-            if item.get("ScalingType") == "ReverseLogarithmic":
-                self.reversed.add(item["Name"])
-                low, high = 1 - high, 1 - low
-            self.distributions[item["Name"]] = FloatDistribution(
-                low, high, log=item["Name"] in self.reversed or is_logarithmic(item)
-            )
-        for item in ranges.get("IntegerParameterRanges", []):
-            self.distributions[item["Name"]] = IntDistribution(
-                int(float(item["MinValue"])), int(float(item["MaxValue"])), log=is_logarithmic(item)
-            )
-        for item in ranges.get("CategoricalParameterRanges", []):
-            self.distributions[item["Name"]] = CategoricalDistribution(item["Values"])
-
-    def values(self, parameters: dict[str, Any]) -> dict[str, str]:
-        """Hyperparameters are texts."""
-        return {name: str(1 - value if name in self.reversed else value) for name, value in parameters.items()}
+def summary(job: Record, child: Record) -> dict:
+    """A training job as the tuning job's answers show it."""
+    shown = pick(
+        child,
+        "TrainingJobName",
+        "TrainingJobArn",
+        "CreationTime",
+        "TrainingStartTime",
+        "TrainingEndTime",
+        "TrainingJobStatus",
+        "FailureReason",
+    )
+    ranges = job["HyperParameterTuningJobConfig"]["ParameterRanges"]
+    tuned = [item["Name"] for items in ranges.values() for item in items]
+    shown["TunedHyperParameters"] = pick(child["HyperParameters"], *tuned)
+    value = objective_value(child)
+    if value is not None:
+        shown[METRIC] = {"MetricName": child["HyperParameters"][OBJECTIVE], "Value": value}
+    shown["ObjectiveStatus"] = "Succeeded" if value is not None else "Failed" if has_ended(child) else "Pending"
+    return shown
 
 
-def is_logarithmic(item: dict) -> bool:
-    """Whether a numeric range is searched by magnitude."""
-    low, high = float(item["MinValue"]), float(item["MaxValue"])
-    scaling = item.get("ScalingType", "Auto")
-    return scaling == "Logarithmic" or (scaling == "Auto" and low > 0 and high / low >= LOG_SCALE_RATIO)
+def best(scored: Iterable[dict], maximise: bool) -> dict | None:
+    """The summary with the best objective, the first of equals; None where there is none."""
+    choose = max if maximise else min
+    return choose(scored, key=lambda shown: shown[METRIC]["Value"], default=None)

@@ -129,7 +129,7 @@ class Warden:
 
     def reap(self) -> None:
         """Reports ended leaders, and ends what they left behind in their groups or detached from them."""
-        ended = False
+        reaped = False
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -137,15 +137,18 @@ class Warden:
                 break
             if pid == 0:
                 break
+            reaped = True
             if pid in self.groups:
-                ended = True
                 self.kill_group(pid, signal.SIGKILL)
                 self.report(exited=self.groups.pop(pid), code=os.waitstatus_to_exitcode(status))
-        if ended:
+        if reaped:  # also one that was detached: what was below it has come up to here
             self.kill_detached()
 
     def kill_detached(self) -> None:
-        """Ends processes that left their group (setsid) and whose parent is gone: they were handed to this one."""
+        """Ends processes that left their group (setsid) and were handed to this one.
+
+        That is after the end of their job's leader: while it lives, it is the one that inherits them.
+        """
         for entry in Path("/proc").glob("[0-9]*"):  # Linux only, as is the subreaper
             with contextlib.suppress(OSError, ValueError, IndexError):
                 parent, group = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1:3]
@@ -172,6 +175,7 @@ def become(message: dict, log: int, leading: int, warden: Warden) -> None:
     try:
         os.setsid()
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # as the first process of a container inherits what is orphaned in it
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -185,10 +189,11 @@ def become(message: dict, log: int, leading: int, warden: Warden) -> None:
         os.dup2(log, 2)
         os.close(log)
         os.chdir(message["cwd"])
-        if message["preload"] and (script := python_script(message["argv"])):
+        argv = [word for number, word in enumerate(message["argv"]) if (number, word) != (1, "--")]  # python -- script
+        if message["preload"] and (script := python_script(argv)):
             os.environ.clear()
             os.environ.update(message["env"])
-            code = run_script(script, message["argv"][1:])
+            code = run_script(script, argv[1:])
         else:
             os.execvpe(message["argv"][0], message["argv"], message["env"])
     except BaseException as error:  # whatever it is, the child must not return into the warden's loop
@@ -202,7 +207,7 @@ def python_script(argv: list[str]) -> Path | None:
     """The script that `python <path> …` would run, if argv is that and the Python is this one."""
     if len(argv) < 2 or argv[0] != sys.executable or argv[1].startswith("-"):
         return None
-    path = Path(argv[1])
+    path = Path(argv[1]).absolute()
     path = path / "__main__.py" if path.is_dir() else path
     return path if path.is_file() else None
 

@@ -49,7 +49,21 @@ def expect(seam: str, module: ModuleType, name: str, *parameters: str, kind: typ
     return found
 
 
-SEAMS = ("transport", "queues", "functions", "cloudwatch", "cloudformation", "sagemaker", "stepfunctions")
+SEAMS = (
+    "persistence",
+    "transport",
+    "metrics",
+    "queues",
+    "functions",
+    "cloudwatch",
+    "cloudformation",
+    "sagemaker",
+    "autoscaling",
+    "stepfunctions",
+    "statelogs",
+    "history",
+    "passrole",
+)
 
 
 def install() -> None:

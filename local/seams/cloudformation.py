@@ -48,6 +48,18 @@ def create_group(logical_id: str, props: dict, stack_name: str) -> tuple[str, di
     return arn, {"ModelPackageGroupArn": arn, "ModelPackageGroupStatus": "Completed"}
 
 
+def update_group(physical_id: str, old_props: dict, new_props: dict, stack_name: str) -> tuple[str, dict]:
+    """Tags change in place. Whatever else changes wants a new group, which must have another name."""
+    if {**old_props, "Tags": []} != {**new_props, "Tags": []}:
+        return create_group("", new_props, stack_name)
+    before, after = ({tag["Key"] for tag in props.get("Tags", [])} for props in (old_props, new_props))
+    if before - after:
+        sagemaker("DeleteTags", {"ResourceArn": physical_id, "TagKeys": sorted(before - after)})
+    if after:
+        sagemaker("AddTags", {"ResourceArn": physical_id, "Tags": new_props["Tags"]})
+    return physical_id, {"ModelPackageGroupArn": physical_id, "ModelPackageGroupStatus": "Completed"}
+
+
 def delete_group(physical_id: str, props: dict) -> None:
     """Delete the group. As on AWS, it must hold no model package any more."""
     sagemaker("DeleteModelPackageGroup", {"ModelPackageGroupName": physical_id.rsplit("/", 1)[-1]})
@@ -94,4 +106,8 @@ def install() -> None:
     source["create"] = lambda name, props, stack: create_source(name, scaling_as_number(props), stack)
     source["update"] = lambda id, old, new, *rest: update_source(id, old, scaling_as_number(new), *rest)
     handlers["AWS::DynamoDB::Table"]["create"] = create
-    handlers["AWS::SageMaker::ModelPackageGroup"] = {"create": create_group, "delete": delete_group}
+    handlers["AWS::SageMaker::ModelPackageGroup"] = {
+        "create": create_group,
+        "update": update_group,
+        "delete": delete_group,
+    }

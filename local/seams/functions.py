@@ -1,19 +1,25 @@
-"""Lambda: errors under the type that the function raised, and workers that end with the emulator.
+"""Lambda: errors under the type that the function raised, metrics, logs, and workers that end with the emulator.
 
 ministack reports every exception of a function as `Runtime.HandlerError`, so a state machine's Catch for a named error
-would never match here. Its worker, busy in a handler, also outlives an emulator that was killed.
+would never match here. Its worker, busy in a handler, also outlives an emulator that was killed. And it counts API
+calls rather than invocations: nothing that an event source, a rule or a topic starts, a throttled call twice. Every
+invocation gets a log stream of its own, where AWS has one for each execution environment, and all are kept.
+
+For ministack's authors: the worker's error type; metrics at `_execute_function_dispatch`, where every invocation
+passes; metrics of the embedded metric format in `_emit_lambda_logs`; a worker's log stream.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from importlib.metadata import version
 from typing import Any
 
-from ministack.core import lambda_runtime
-from ministack.services import lambda_svc
+from ministack.core import lambda_runtime, responses
+from ministack.services import cloudwatch, cloudwatch_logs, lambda_svc
 
-from . import TESTED_MINISTACK, SeamMovedError, expect
+from . import TESTED_MINISTACK, SeamMovedError, expect, metrics
 
 # In ministack's worker: what it answers when the handler raises, and where the type is added.
 ANSWER = '"trace": traceback.format_exc()}'
@@ -28,10 +34,96 @@ def _end_with_parent(parent=_os.getppid()):
     _os._exit(1)
 _threading.Thread(target=_end_with_parent, daemon=True).start()
 """
+MAX_EVENTS = 100_000  # that a log stream holds in memory, so that a function called for days does not fill it
+
+# Of the invocation that a thread executes: the worker's last answer, its execution environment, and the id that the
+# next new log stream gets.
+_invocation = threading.local()
+
+
+def measure(function: str, moment: float | None = None, **values: float) -> None:
+    """Record metrics of one function, and of all functions of the account and region."""
+    for name, value in values.items():
+        metrics.record("AWS/Lambda", name, value, {"FunctionName": function}, moment)
+        metrics.record("AWS/Lambda", name, value, {}, moment)
+
+
+def measure_invocation(function: str, started: float, result: dict) -> None:
+    """Record how an invocation went, at the time that it began. A throttled one is none."""
+    if result.get("throttle"):
+        measure(function, started, Throttles=1)
+        return
+    took = (time.time() - started) * 1000
+    measure(function, started, Invocations=1, Errors=int(bool(result.get("error"))), Throttles=0, Duration=took)
+
+
+def measure_concurrency(function: str) -> None:
+    """Record how many invocations run now, this one included."""
+    _, running = lambda_svc.executions_in_flight()
+    here = f"{responses.get_account_id()}:{responses.get_region()}:"
+    metrics.record("AWS/Lambda", "ConcurrentExecutions", running.get(here + function, 0), {"FunctionName": function})
+    everywhere = sum(count for key, count in running.items() if key.startswith(here))
+    metrics.record("AWS/Lambda", "ConcurrentExecutions", everywhere, {})
+
+
+def shorten_logs(config: dict) -> None:
+    """Forget the oldest events of a function's log streams that have become too long."""
+    group = (config.get("LoggingConfig") or {}).get("LogGroup") or f"/aws/lambda/{config['FunctionName']}"
+    for stream in list(cloudwatch_logs._log_groups.get(group, {}).get("streams", {}).values()):
+        if len(stream["events"]) > MAX_EVENTS * 1.1:  # seldom: what remains is moved
+            with cloudwatch_logs._log_events_lock:
+                del stream["events"][:-MAX_EVENTS]
+
+
+def watch_invocations() -> None:
+    """Record metrics where every invocation passes, however it was started, and from what functions print."""
+    execute = expect(
+        "functions", lambda_svc, "_execute_function_dispatch", "func", "config", "event", "request_id", "started"
+    )
+    acquire = expect("functions", lambda_svc, "_acquire_execution_slot", "func", "config")
+    emit_logs = expect("functions", lambda_svc, "_emit_lambda_logs", "func", "request_id", "log_text")
+    expect("functions", lambda_svc, "_emit_lambda_metrics", "function_name")
+    expect("functions", lambda_svc, "executions_in_flight")
+    expect("functions", cloudwatch_logs, "_log_groups", kind=responses.AccountRegionScopedDict)
+    expect("functions", cloudwatch_logs, "_log_events_lock", kind=type(threading.Lock()))
+    new_uuid = expect("functions", lambda_svc, "new_uuid")
+
+    def execute_and_measure(func: dict, config: dict, event: Any, request_id: str, started: float) -> dict:
+        result: dict = {"error": True}
+        try:
+            result = execute(func, config, event, request_id, started)
+            return result
+        finally:
+            measure_invocation(config["FunctionName"], started, result)
+
+    def acquire_and_measure(func: dict, config: dict) -> tuple:
+        slot, limit = acquire(func, config)
+        if slot is None:
+            measure(config["FunctionName"], Throttles=1)
+        else:
+            measure_concurrency(config["FunctionName"])
+        return slot, limit
+
+    def emit_lambda_logs(func: dict, request_id: str, log_text: str, *more: Any, **named: Any) -> None:
+        _invocation.stream = getattr(_invocation, "environment", None)
+        try:
+            emit_logs(func, request_id, log_text, *more, **named)
+        finally:
+            _invocation.stream = _invocation.environment = None
+        shorten_logs(func.get("config") or func)
+        for line in (log_text or "").splitlines():
+            for namespace, name, dimensions, moment, unit, values in metrics.embedded_metrics(line):
+                cloudwatch._store_datum(namespace, name, dimensions, moment, unit, None, values, None, None)
+
+    lambda_svc._execute_function_dispatch = execute_and_measure
+    lambda_svc._acquire_execution_slot = acquire_and_measure
+    lambda_svc._emit_lambda_logs = emit_lambda_logs
+    lambda_svc._emit_lambda_metrics = lambda *arguments, **named: None
+    lambda_svc.new_uuid = lambda: getattr(_invocation, "stream", None) or new_uuid()
 
 
 def install() -> None:
-    """Change the worker's program, and carry the type of an error through to the answer."""
+    """Change the worker's program, carry the type of an error through to the answer, and record metrics."""
     script = expect("functions", lambda_runtime, "_PYTHON_WORKER_SCRIPT", kind=str)
     if script.count(ANSWER) != 1:
         raise SeamMovedError(
@@ -42,20 +134,22 @@ def install() -> None:
     worker = expect("functions", lambda_runtime, "Worker", "func_name", "config", "code_zip")
     execute = expect("functions", lambda_svc, "_execute_function_warm", "func", "event", "request_id")
     invoke = worker.invoke
-    answer = threading.local()  # a worker is invoked in the thread that executes the function
 
     def invoke_and_note(self: Any, *arguments: Any, **named: Any) -> dict:
-        answer.last = invoke(self, *arguments, **named)
-        return answer.last
+        self.houndloop_environment = getattr(self, "houndloop_environment", None) or responses.new_uuid()
+        _invocation.environment = self.houndloop_environment
+        _invocation.answer = invoke(self, *arguments, **named)
+        return _invocation.answer
 
     def execute_function(func: dict, event: Any, request_id: str) -> dict:
-        answer.last = {}
+        _invocation.answer = {}
         result = execute(func, event, request_id)
-        body = result.get("body")
-        if result.get("error") and isinstance(body, dict) and answer.last.get("error_type"):
-            body.update(errorType=answer.last["error_type"], requestId=request_id, stackTrace=answer.last["stack"])
+        body, answer = result.get("body"), _invocation.answer
+        if result.get("error") and isinstance(body, dict) and answer.get("error_type"):
+            body.update(errorType=answer["error_type"], requestId=request_id, stackTrace=answer["stack"])
         return result
 
     lambda_runtime._PYTHON_WORKER_SCRIPT = WATCH + script.replace(ANSWER, ANSWER_WITH_TYPE)
     worker.invoke = invoke_and_note
     lambda_svc._execute_function_warm = execute_function
+    watch_invocations()

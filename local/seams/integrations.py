@@ -3,8 +3,9 @@
 Two families differ in their conventions. `arn:aws:states:::aws-sdk:<service>:<action>` is AWS's SDK for Java 2: any
 service, timestamps in ISO 8601, errors `S3.NoSuchKeyException`, and `<Service>.<Service>Exception` for those that the
 service's model does not name. `arn:aws:states:::<service>:<action>` is an older, optimized integration: timestamps in
-milliseconds, errors `SageMaker.AmazonSageMakerException`, and `.sync` to wait for a job. Nothing here knows the
-emulator; `stepfunctions.py` supplies the clients, with the credentials of the state machine's role.
+milliseconds (as public outputs of `glue:startJobRun.sync` have them, where Glue itself answers in seconds), errors
+`SageMaker.AmazonSageMakerException`, and `.sync` to wait for a job. Nothing here knows the emulator; `stepfunctions.py`
+supplies the clients, with the credentials of the state machine's role.
 
 https://docs.aws.amazon.com/step-functions/latest/dg/supported-services-awssdk.html
 https://docs.aws.amazon.com/step-functions/latest/dg/integrate-optimized.html
@@ -300,11 +301,13 @@ def run_job(
     clients: ClientFactory,
     pause: Callable[[float], None],
     interrupted: type[BaseException] | tuple[type[BaseException], ...],
+    submitted: Callable[[dict], None] = lambda answer: None,
 ) -> dict:
     """Start a job, wait for its end, and return its description.
 
     `pause(seconds)` is the wait between two looks, and raises one of `interrupted` when the execution has been
-    stopped or the task has timed out; the job is then stopped too, as AWS does.
+    stopped or the task has timed out; the job is then stopped too, as AWS does. `submitted` is told the answer to the
+    call that started the job.
 
     Raises:
         TaskError: `States.TaskFailed`, the job failed or was stopped; the cause is its description as JSON.
@@ -312,6 +315,7 @@ def run_job(
     if integration.service == "sagemaker":
         parameters = {**parameters, "Tags": [*(parameters.get("Tags") or []), MANAGED_TAG]}
     started = call(Integration(integration.service, integration.action, optimized=True), parameters, clients)
+    submitted(started)
     job = _job(integration, parameters, started, clients)
     try:
         while True:
@@ -385,8 +389,9 @@ def invoke(
     clients: ClientFactory,
     pause: Callable[[float], None],
     interrupted: type[BaseException] | tuple[type[BaseException], ...],
+    submitted: Callable[[dict], None] = lambda answer: None,
 ) -> Any:
-    """Run one Task resource: a function's ARN, or a service integration.
+    """Run one Task resource: a function's ARN, or a service integration (see `run_job` for the last three).
 
     Raises:
         TaskError: the task failed. Whatever `pause` raises is passed on.
@@ -399,7 +404,7 @@ def invoke(
             given = dict(parameters or {})
             result = invoke_lambda(given.pop("FunctionName", ""), given.pop("Payload", None), clients, given)
         elif integration.sync:
-            result = run_job(integration, dict(parameters or {}), clients, pause, interrupted)
+            result = run_job(integration, dict(parameters or {}), clients, pause, interrupted, submitted)
         else:
             result = call(integration, parameters, clients)
     if len(json.dumps(result, ensure_ascii=False).encode()) > MAX_RESULT_BYTES:

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from ministack import app
 from ministack.core import iam_actions, iam_evaluator, router
 from ministack.core.responses import get_account_id, get_region
+from ministack.services import eventbridge
 
 from . import expect
 
@@ -108,6 +109,9 @@ async def handle_request(method: str, path: str, headers: dict, body: bytes, que
             if isinstance(denied, iam_evaluator.EvalResult):
                 return _access_denied(needed, resource, denied)
     status, response_headers, response_body = await api.handle(method, path, headers, body, query)
+    if INVOCATION.match(path):
+        # The container's media type is its own; of `Content-Type` ministack makes that of SageMaker's protocol.
+        return status, {name.lower(): value for name, value in response_headers.items()}, response_body
     return status, dict(response_headers), response_body
 
 
@@ -138,6 +142,7 @@ def shutdown() -> None:
 
 def install() -> None:
     """Register SageMaker with ministack's router, its handlers and its IAM."""
+    expect("sagemaker", eventbridge, "_put_events", "data", "allow_aws_source")  # local.sagemaker.host
     handlers = expect("sagemaker", app, "SERVICE_HANDLERS", kind=dict)
     patterns = expect("sagemaker", router, "SERVICE_PATTERNS", kind=dict)
     namespaces = expect("sagemaker", iam_actions, "SERVICE_TO_IAM_NAMESPACE", kind=dict)

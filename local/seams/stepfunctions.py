@@ -2,12 +2,14 @@
 
 ministack calls the services of a task in process, with everybody's rights, and covers only some of them. Here every
 task is an API call to the emulator itself, signed with a session of the role, so that IAM decides as on AWS.
+
+For ministack's authors: `integrations`, which knows nothing of them, in place of the table of services; executions
+that time out; a stop that is heeded while a state runs; MaxDelaySeconds and JitterStrategy.
 """
 
 from __future__ import annotations
 
 import contextvars
-import hashlib
 import json
 import random
 import threading
@@ -24,9 +26,10 @@ from ministack.core.responses import get_account_id, get_region, now_iso
 from ministack.services import stepfunctions as states
 from ministack.services import sts
 
-from . import expect, integrations
+from . import expect, integrations, sessions
+from .history import ENDED
 
-ENDED = "Houndloop.ExecutionEnded"  # never matched by Retry or Catch: the execution is over
+SESSION = "StepFunctions"  # what the sessions of the roles are called
 HEARTBEAT_SECONDS = 0.2  # how soon a waiting execution notices that it was stopped
 
 _execution: contextvars.ContextVar[dict | None] = contextvars.ContextVar("execution", default=None)
@@ -47,35 +50,13 @@ _botocore = botocore.session.Session()
 _clients: dict[tuple[str, str, str], BaseClient] = {}
 
 
-def role_credentials(role_arn: str) -> dict[str, Any]:
-    """A session of the role, registered with the emulator's STS, as ministack does for functions."""
-    digest = hashlib.sha256(f"states:{role_arn}".encode()).hexdigest()
-    role, account = role_arn.rsplit("/", 1)[-1], role_arn.split(":")[4]
-    credentials = {
-        "aws_access_key_id": f"ASIA{digest[:16].upper()}",
-        "aws_secret_access_key": hashlib.sha256(f"secret:{digest}".encode()).hexdigest(),
-        "aws_session_token": hashlib.sha256(f"token:{digest}".encode()).hexdigest(),
-    }
-    if credentials["aws_access_key_id"] not in sts._sessions:
-        sts.register_session(
-            credentials["aws_access_key_id"],
-            {
-                "Arn": f"arn:aws:sts::{account}:assumed-role/{role}/StepFunctions",
-                "UserId": f"{role}:StepFunctions",
-                "SecretAccessKey": credentials["aws_secret_access_key"],
-                "SessionToken": credentials["aws_session_token"],
-            },
-        )
-    return credentials
-
-
 def clients_of(role_arn: str) -> integrations.ClientFactory:
     """Clients of this emulator that act as the role."""
 
     def client(service: str) -> BaseClient:
         region = get_region()
+        credentials = sessions.of_role(role_arn, SESSION)  # anew each time: a reset forgets them
         with _lock:
-            credentials = role_credentials(role_arn)
             key = (service, role_arn, region)
             if key not in _clients:
                 _clients[key] = _botocore.create_client(
@@ -89,7 +70,7 @@ def clients_of(role_arn: str) -> integrations.ClientFactory:
                         inject_host_prefix=False,
                         s3={"addressing_style": "path"},
                     ),
-                    **credentials,
+                    **credentials.for_botocore(),
                 )
             return _clients[key]
 
@@ -112,7 +93,7 @@ def check_managed_rule(role_arn: str, service: str, action: str) -> None:
     if not app.AUTH or service not in ("sagemaker", "codebuild") or action not in rules:
         return
     rule = f"arn:aws:events:{get_region()}:{get_account_id()}:rule/{rules[action]}"
-    access_key = role_credentials(role_arn)["aws_access_key_id"]
+    access_key = sessions.of_role(role_arn, SESSION).access_key
     for needed in ("events:PutTargets", "events:PutRule", "events:DescribeRule"):
         if iam_evaluator.enforce(access_key, needed, "events", get_region(), resource_arn=rule) is not None:
             raise states._ExecutionError(
@@ -148,6 +129,10 @@ def role_of(execution: dict) -> str:
     return states._state_machines[execution["stateMachineArn"]]["roleArn"]
 
 
+def _submission(resource: str, answer: Any) -> dict:
+    return {"taskSubmittedEventDetails": {"resource": resource, "output": json.dumps(answer)}}
+
+
 def invoke_as_role(resource: str, input_data: Any) -> Any:
     """Run a task's resource with the rights of the current execution's role."""
     execution = _execution.get()
@@ -155,11 +140,15 @@ def invoke_as_role(resource: str, input_data: Any) -> Any:
         raise states._ExecutionError("States.Runtime", "A task ran outside an execution.")
     pause(0)
     role = role_of(execution)
+
+    def submitted(answer: dict) -> None:
+        states._add_event(execution, "TaskSubmitted", _submission(resource, answer))
+
     try:
         if ".sync" in resource:
             integration = integrations.parse(resource)
             check_managed_rule(role, integration.service, integration.action)
-        return integrations.invoke(resource, input_data, clients_of(role), pause, states._ExecutionError)
+        return integrations.invoke(resource, input_data, clients_of(role), pause, states._ExecutionError, submitted)
     except integrations.TaskError as error:
         raise states._ExecutionError(error.error, error.cause) from None
 
@@ -169,7 +158,9 @@ def invoke_with_callback(resource: str, input_data: Any, token: str, state_def: 
     answered = threading.Event()
     states._task_tokens[token] = {"event": answered, "result": None, "error": None, "heartbeat": None}
     try:
-        invoke_as_role(resource.replace(".waitForTaskToken", ""), input_data)
+        answer = invoke_as_role(resource.replace(".waitForTaskToken", ""), input_data)
+        if execution := _execution.get():
+            states._add_event(execution, "TaskSubmitted", _submission(resource, answer))
         end = time.monotonic() + state_def.get("TimeoutSeconds", 99999999)
         while not answered.is_set():
             if time.monotonic() > end:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from local.stack import Stack, runtime
 
 SMALL = Path(__file__).parent / "small"
 DONE = ("SUCCEEDED", "FAILED", "TIMED_OUT", "ABORTED")
+WAIT = {"Wait": {"Type": "Wait", "Seconds": 60, "End": True}}
 
 
 def wait_for(check, timeout=20.0, every=0.1):
@@ -47,12 +49,14 @@ class Application:
         keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", **credentials}
         return boto3.client(service, endpoint_url=self.aws.endpoint_url, region_name="us-east-1", **keys)
 
-    def machine(self, states, **top):
+    def machine(self, states, role=None, logging=None, **top):
         """Create a state machine with the application's role."""
         definition = {"QueryLanguage": "JSONata", "StartAt": next(iter(states)), "States": states, **top}
-        name = f"m{time.monotonic_ns()}"
         created = self.client("stepfunctions").create_state_machine(
-            name=name, definition=json.dumps(definition), roleArn=self.outputs["MachineRole"]
+            name=f"m{time.monotonic_ns()}",
+            definition=json.dumps(definition),
+            roleArn=role or self.outputs["MachineRole"],
+            **({"loggingConfiguration": logging} if logging else {}),
         )
         return created["stateMachineArn"]
 
@@ -153,6 +157,140 @@ def test_an_object_reaches_the_queue_through_eventbridge_however_it_arrives(app,
     assert event["detail"]["object"]["key"] == key
 
 
+# --- Step Functions: history and logs ---
+
+
+def log_of(app, group, execution):
+    """The log events of one execution, in order."""
+    pages = app.client("logs").get_paginator("filter_log_events").paginate(logGroupName=group)
+    events = [
+        (event["logStreamName"], json.loads(event["message"]))
+        for page in pages
+        for event in page["events"]
+        if event["message"].startswith("{")
+    ]
+    return [(stream, event) for stream, event in events if event["execution_arn"] == execution]
+
+
+def test_the_log_of_the_templates_state_machine_holds_the_execution(app):
+    execution = app.start(app.outputs["Machine"], item="logged")
+    assert app.result(execution)["status"] == "SUCCEEDED"
+
+    logged = log_of(app, app.outputs["MachineLogs"], execution)
+    machine = app.outputs["Machine"].rsplit(":", 1)[-1]
+    stream, first = logged[0]
+    assert re.fullmatch(rf"states/{machine}/\d{{4}}-\d\d-\d\d-\d\d/0{{8}}", stream)
+    assert first.pop("event_timestamp").isdigit()
+    assert first == {
+        "id": "1",
+        "type": "ExecutionStarted",
+        "details": {
+            "input": '{"item": "logged"}',
+            "inputDetails": {"truncated": False},
+            "roleArn": app.outputs["MachineRole"],
+        },
+        "previous_event_id": "0",
+        "redrive_count": "0",
+        "execution_arn": execution,
+    }
+    events = [event for _, event in logged]
+    assert [event["type"] for event in events[:6]] == [
+        "ExecutionStarted",
+        "TaskStateEntered",
+        "TaskScheduled",
+        "TaskStarted",
+        "TaskSucceeded",
+        "TaskStateExited",
+    ]
+    scheduled = events[2]["details"]
+    assert (scheduled["resourceType"], scheduled["resource"], scheduled["region"]) == ("lambda", "invoke", "us-east-1")
+    assert json.loads(scheduled["parameters"])["FunctionName"] == app.outputs["Function"]
+    assert events[-1]["type"] == "ExecutionSucceeded"
+    assert [event["previous_event_id"] for event in events[1:]] == ["0", *(event["id"] for event in events[1:-1])]
+
+    history = app.client("stepfunctions").get_execution_history(executionArn=execution)["events"]
+    assert [(str(event["id"]), event["type"]) for event in history] == [(e["id"], e["type"]) for e in events]
+
+
+@pytest.mark.parametrize(
+    "level, types",
+    [("ERROR", ["TaskFailed", "FailStateEntered", "ExecutionFailed"]), ("FATAL", ["ExecutionFailed"]), ("OFF", [])],
+)
+def test_a_log_has_what_its_level_asks_for_and_no_data_unless_asked(app, level, types):
+    group = f"/aws/vendedlogs/states/{level}"
+    logs = app.client("logs")
+    logs.create_log_group(logGroupName=group)
+    arn = logs.describe_log_groups(logGroupNamePrefix=group)["logGroups"][0]["arn"]
+    machine = app.machine(
+        {
+            "Fail": task(
+                "arn:aws:states:::lambda:invoke",
+                {"FunctionName": app.outputs["Function"], "Payload": {"fail": True}},
+                Catch=[{"ErrorEquals": ["PictureIsBroken"], "Next": "Give up"}],
+            ),
+            "Give up": {"Type": "Fail", "Error": "Enough", "Cause": "by design"},
+        },
+        logging={"level": level, "destinations": [{"cloudWatchLogsLogGroup": {"logGroupArn": arn}}]},
+    )
+    execution = app.start(machine)
+    assert app.result(execution)["error"] == "Enough"
+    events = [event for _, event in log_of(app, group, execution)]
+    assert [event["type"] for event in events] == types
+    assert not any(name in event["details"] for event in events for name in ("input", "output", "parameters"))
+    if types:
+        assert events[-1]["details"] == {"error": "Enough", "cause": "by design"}
+
+
+def test_logging_that_could_not_work_is_refused(app):
+    nowhere = "arn:aws:logs:us-east-1:000000000000:log-group:/nowhere:*"
+    logs = app.client("logs").describe_log_groups(logGroupNamePrefix=app.outputs["MachineLogs"])["logGroups"][0]["arn"]
+
+    def create(*groups, role=app.outputs["MachineRole"]):
+        destinations = [{"cloudWatchLogsLogGroup": {"logGroupArn": group}} for group in groups]
+        app.machine(WAIT, role=role, logging={"level": "ALL", "destinations": destinations})
+
+    with pytest.raises(ClientError, match="InvalidLoggingConfiguration.*exactly one Log Destination"):
+        create()
+    with pytest.raises(ClientError, match="InvalidLoggingConfiguration.*not found"):
+        create(nowhere)
+    with pytest.raises(ClientError, match=r"InvalidLoggingConfiguration"):
+        create(logs.removesuffix(":*"))
+    with pytest.raises(ClientError, match="AccessDeniedException.*not authorized to access the Log Destination"):
+        create(logs, role=app.outputs["OtherRole"])
+    machine = app.machine(WAIT)
+    with pytest.raises(ClientError, match="InvalidLoggingConfiguration"):
+        app.client("stepfunctions").update_state_machine(
+            stateMachineArn=machine, loggingConfiguration={"level": "ALL", "destinations": []}
+        )
+
+
+def test_nothing_is_added_to_a_history_after_its_end(app):
+    execution = app.start(app.machine(WAIT))
+    states = app.client("stepfunctions")
+
+    def waits():
+        events = states.get_execution_history(executionArn=execution)["events"]
+        return events if events[-1]["type"] == "WaitStateEntered" else None
+
+    wait_for(waits)
+    states.stop_execution(executionArn=execution, error="Enough")
+    last = states.get_execution_history(executionArn=execution, reverseOrder=True)["events"][0]
+    assert (last["type"], last["previousEventId"]) == ("ExecutionAborted", 0)
+    time.sleep(0.5)  # the state notices meanwhile
+    assert states.get_execution_history(executionArn=execution, reverseOrder=True)["events"][0] == last
+
+
+def test_a_job_that_is_waited_for_is_submitted_in_the_history(app):
+    execution = app.start(app.machine({"Job": job(app, "print('hello')")}))
+    app.result(execution)
+    events = app.client("stepfunctions").get_execution_history(executionArn=execution)["events"]
+    tasks = [event["type"] for event in events if event["type"].startswith("Task") and "State" not in event["type"]]
+    assert tasks == ["TaskScheduled", "TaskStarted", "TaskSubmitted", "TaskSucceeded"]
+    submitted = next(event for event in events if event["type"] == "TaskSubmitted")["taskSubmittedEventDetails"]
+    assert (submitted["resourceType"], submitted["resource"]) == ("sagemaker", "createProcessingJob.sync")
+    assert ":processing-job/small-" in json.loads(submitted["output"])["ProcessingJobArn"]
+
+
 # --- Step Functions: the role ---
 
 
@@ -193,6 +331,46 @@ def test_a_job_needs_the_right_to_the_rule_that_step_functions_manages(app):
     refused = app.run({"Train": task("arn:aws:states:::sagemaker:createTrainingJob.sync", {"TrainingJobName": "t"})})
     assert refused["status"] == "FAILED"
     assert "StepFunctionsGetEventsForSageMakerTrainingJobsRule" in refused["cause"]
+
+
+# --- IAM ---
+
+
+def test_a_role_is_given_to_a_service_by_who_may_pass_it_there(app):
+    iam, role = app.client("iam"), app.outputs["MachineRole"]
+    iam.create_user(UserName="developer")
+    key = iam.create_access_key(UserName="developer")["AccessKey"]
+    keys = {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
+    actions = ["lambda:CreateFunction", "states:*", "events:*", "scheduler:*"]
+    to_states = {"StringEquals": {"iam:PassedToService": "states.amazonaws.com"}}
+    statements = [
+        {"Effect": "Allow", "Action": actions, "Resource": "*"},
+        {"Effect": "Allow", "Action": "iam:PassRole", "Resource": role, "Condition": to_states},
+    ]
+    policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
+    iam.put_user_policy(UserName="developer", PolicyName="p", PolicyDocument=policy)
+    refusal = f"user/developer is not authorized to perform: iam:PassRole on resource: {role}"
+
+    states = app.client("stepfunctions", **keys)
+    definition = json.dumps({"StartAt": "Wait", "States": WAIT})
+    machine = states.create_state_machine(name="passed", definition=definition, roleArn=role)["stateMachineArn"]
+    with pytest.raises(ClientError, match=f"iam:PassRole on resource: {app.outputs['JobRole']}"):
+        states.update_state_machine(stateMachineArn=machine, roleArn=app.outputs["JobRole"])
+    with pytest.raises(ClientError, match=refusal):
+        app.client("lambda", **keys).create_function(
+            FunctionName="passed", Role=role, Runtime=runtime(), Handler="a.b", Code={"ZipFile": b"x"}
+        )
+    events = app.client("events", **keys)
+    events.put_rule(Name="passed", EventPattern='{"source": ["nobody"]}')
+    with pytest.raises(ClientError, match=refusal):
+        events.put_targets(Rule="passed", Targets=[{"Id": "m", "Arn": machine, "RoleArn": role}])
+    with pytest.raises(ClientError, match=refusal):
+        app.client("scheduler", **keys).create_schedule(
+            Name="passed",
+            ScheduleExpression="rate(1 day)",
+            FlexibleTimeWindow={"Mode": "OFF"},
+            Target={"Arn": machine, "RoleArn": role},
+        )
 
 
 # --- Step Functions: jobs ---

@@ -15,6 +15,7 @@ from local.emulator import Emulator
 
 TRAINING_IMAGE = "000000000000.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.13"
 BUCKET = "jobs-bucket"
+ROLE = "arn:aws:iam::000000000000:role/jobs"  # that World makes
 
 SCRIPT = """
     import argparse, json, os, pathlib, subprocess, sys, time
@@ -67,6 +68,8 @@ SERVER = """
         def reply(self, status, body):
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
+            if attributes := self.headers["X-Amzn-SageMaker-Custom-Attributes"]:
+                self.send_header("X-Amzn-SageMaker-Custom-Attributes", attributes)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -79,11 +82,19 @@ SERVER = """
             time.sleep(0.01)
             if body == b"die":
                 os._exit(1)
-            if body.startswith(b"status "):
-                self.reply(int(body.split()[1]), b'{"error": "asked for"}')
-                return
-            self.reply(200, json.dumps({"answer": answer, "pid": os.getpid(), "length": len(body),
-                                        "type": self.headers["Content-Type"]}).encode())
+            word, _, number = body[:40].partition(b" ")
+            if word == b"sleep":
+                time.sleep(float(number))
+            if word == b"status":
+                self.reply(int(number), b'{"error": "asked for"}')
+            elif word == b"large":
+                self.reply(500 if os.environ.get("BROKEN") else 200, bytes(int(number)))
+            elif os.environ.get("BROKEN"):
+                self.reply(500, b"broken")
+            else:
+                self.reply(200, json.dumps({"answer": answer, "pid": os.getpid(), "length": len(body),
+                                            "type": self.headers["Content-Type"],
+                                            "headers": dict(self.headers)}).encode())
 
         def log_message(self, *arguments):
             pass
@@ -189,24 +200,9 @@ class World:
         return f"s3://{BUCKET}/{key}"
 
     def train(self, name: str, **more) -> dict:
-        hyperparameters = {
-            "sagemaker_program": "train.py",
-            "sagemaker_submit_directory": f"s3://{BUCKET}/code/sourcedir.tar.gz",
-        }
-        request = {
-            "TrainingJobName": name,
-            "HyperParameters": hyperparameters | more.pop("hyperparameters", {}),
-            "AlgorithmSpecification": {
-                "TrainingImage": TRAINING_IMAGE,
-                "TrainingInputMode": "File",
-                "MetricDefinitions": [{"Name": "objective", "Regex": "objective=([-0-9.]+);"}],
-            },
-            "RoleArn": self.role,
-            "OutputDataConfig": {"S3OutputPath": f"s3://{BUCKET}/out"},
-            "ResourceConfig": {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 10},
-            "StoppingCondition": {"MaxRuntimeInSeconds": 120},
-        } | more
-        return self.sagemaker.create_training_job(**request)
+        request = training(name)
+        request["HyperParameters"] |= more.pop("hyperparameters", {})
+        return self.sagemaker.create_training_job(**request | more)
 
     def trained(self, name: str, *statuses: str, timeout: float = 60) -> dict:
         return until(
@@ -275,8 +271,8 @@ def until(look, good, timeout: float):
 class Load:
     """Invokes an endpoint from a few threads for as long as it lasts, and keeps what came back."""
 
-    def __init__(self, world: World, endpoint: str, threads: int = 4) -> None:
-        self.world, self.name = world, endpoint
+    def __init__(self, world: World, endpoint: str, threads: int = 4, body: bytes = b"hello") -> None:
+        self.world, self.name, self.body = world, endpoint, body
         self.answers: list[tuple[float, str]] = []
         self.failures: list[Exception] = []
         self._over = threading.Event()
@@ -285,7 +281,7 @@ class Load:
     def _run(self) -> None:
         while not self._over.is_set():
             try:
-                self.answers.append((time.monotonic(), self.world.invoke(self.name)["answer"]))
+                self.answers.append((time.monotonic(), self.world.invoke(self.name, self.body)["answer"]))
             except Exception as error:
                 self.failures.append(error)
             time.sleep(0.02)
@@ -309,3 +305,91 @@ def deployment(kind: str, *alarms: str, wait: int = 2, **size) -> dict:
 
 
 HALF = {"Type": "CAPACITY_PERCENT", "Value": 50}
+
+
+def training(name: str) -> dict:
+    """A request for a training job, as boto3's parameters."""
+    return {
+        "TrainingJobName": name,
+        "HyperParameters": {
+            "sagemaker_program": "train.py",
+            "sagemaker_submit_directory": f"s3://{BUCKET}/code/sourcedir.tar.gz",
+        },
+        "AlgorithmSpecification": {
+            "TrainingImage": TRAINING_IMAGE,
+            "TrainingInputMode": "File",
+            "MetricDefinitions": [{"Name": "objective", "Regex": "objective=([-0-9.]+);"}],
+        },
+        "RoleArn": ROLE,
+        "OutputDataConfig": {"S3OutputPath": f"s3://{BUCKET}/out"},
+        "ResourceConfig": {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 10},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 120},
+    }
+
+
+def tuning(name: str) -> dict:
+    """A request for a tuning job of one training job."""
+    definition = training("")
+    definition["StaticHyperParameters"] = definition.pop("HyperParameters")
+    del definition["TrainingJobName"]
+    return {
+        "HyperParameterTuningJobName": name,
+        "HyperParameterTuningJobConfig": {
+            "Strategy": "Random",
+            "HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "objective"},
+            "ResourceLimits": {"MaxNumberOfTrainingJobs": 1, "MaxParallelTrainingJobs": 1},
+            "ParameterRanges": {"ContinuousParameterRanges": [{"Name": "x", "MinValue": "-1", "MaxValue": "1"}]},
+        },
+        "TrainingJobDefinition": definition,
+    }
+
+
+def processing(name: str) -> dict:
+    """A request for a processing job that does nothing."""
+    return {
+        "ProcessingJobName": name,
+        "RoleArn": ROLE,
+        "AppSpecification": {"ImageUri": "local/server:1", "ContainerEntrypoint": ["python3", "-c", "pass"]},
+        "ProcessingResources": {
+            "ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 5}
+        },
+    }
+
+
+def container(**more) -> dict:
+    """A container of a model, whose data is where `World.model` puts that of `taken`."""
+    return {"Image": "local/server:1", "ModelDataUrl": f"s3://{BUCKET}/models/taken.tar.gz"} | more
+
+
+def variant(**more) -> dict:
+    """A production variant of the model `taken`."""
+    return {
+        "VariantName": "AllTraffic",
+        "ModelName": "taken",
+        "InitialInstanceCount": 2,
+        "InstanceType": "ml.c5.large",
+    } | more
+
+
+def taken_names(world: World) -> str:
+    """Makes one of each resource; returns the name of them all. A serverless configuration has `-serverless` added."""
+    name, client = "taken", world.sagemaker
+    client.create_training_job(**training(name))
+    client.create_hyper_parameter_tuning_job(**tuning(name))
+    client.create_processing_job(**processing(name))
+    world.model(name, name)
+    client.create_endpoint_config(
+        EndpointConfigName=f"{name}-serverless",
+        ProductionVariants=[
+            {
+                "VariantName": "AllTraffic",
+                "ModelName": name,
+                "ServerlessConfig": {"MemorySizeInMB": 2048, "MaxConcurrency": 2},
+            }
+        ],
+    )
+    client.create_endpoint(EndpointName=name, EndpointConfigName=name)
+    client.create_model_package_group(ModelPackageGroupName=name)
+    client.create_model_package(ModelPackageGroupName=name, InferenceSpecification={"Containers": [container()]})
+    assert world.endpoint(name)["EndpointStatus"] == "InService"
+    return name

@@ -5,7 +5,7 @@ import textwrap
 import pytest
 
 from local.emulator import Emulator
-from tests.makers.sagemaker import SERVER, World
+from tests.makers.sagemaker import SERVER, World, taken_names
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +23,9 @@ def world(tmp_path_factory):
     }
     with Emulator(state=tmp_path_factory.mktemp("state"), auth=True, environment=environment) as emulator:
         yield World(emulator)
+
+
+@pytest.fixture(scope="session")
+def taken(world):
+    """One of each resource, all with the name that is returned; the endpoint is in service."""
+    return taken_names(world)

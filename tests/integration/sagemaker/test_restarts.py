@@ -5,9 +5,20 @@ import signal
 import textwrap
 
 import boto3
+import psutil
 
 from local.emulator import Emulator
-from tests.makers.sagemaker import SERVER, World, alive, until
+from tests.makers.sagemaker import BUCKET, SERVER, World, alive, archive, until
+
+
+def connect(emulator: Emulator, service: str):
+    return boto3.client(
+        service,
+        endpoint_url=emulator.endpoint_url,
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
 
 
 def test_a_kill_leaves_no_orphan_and_a_restart_brings_endpoints_back(tmp_path):
@@ -27,13 +38,7 @@ def test_a_kill_leaves_no_orphan_and_a_restart_brings_endpoints_back(tmp_path):
         os.kill(emulator.pid, signal.SIGKILL)
         until(lambda: alive("# orphan") + alive(str(images / "server")), lambda pids: not pids, 10)
     with Emulator(state=tmp_path / "state", auth=False, keep=True, environment=environment) as emulator:
-        client = boto3.client(
-            "sagemaker",
-            endpoint_url=emulator.endpoint_url,
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )
+        client = connect(emulator, "sagemaker")
         job = client.describe_training_job(TrainingJobName="orphan")
         assert job["TrainingJobStatus"] == "Failed" and "InternalServerError" in job["FailureReason"]
         found = until(
@@ -43,3 +48,67 @@ def test_a_kill_leaves_no_orphan_and_a_restart_brings_endpoints_back(tmp_path):
         )
         assert found["EndpointStatus"] == "InService", found
     assert not alive(str(images / "server"))
+
+
+STARTS_OTHERS = """
+    import os, subprocess, sys, time
+    sleep = "import time; time.sleep(300)  # " + os.environ["TRAINING_JOB_NAME"]
+    subprocess.Popen([sys.executable, "-c", sleep])
+    subprocess.Popen([sys.executable, "-c", sleep], start_new_session=True)
+    checkpoint = os.path.join(os.path.dirname(os.environ["SM_MODEL_DIR"]), "checkpoints", "weights")
+    open(checkpoint, "w").write("half way")
+    time.sleep(300)
+"""
+
+
+def warden_of(emulator: Emulator) -> psutil.Process:
+    """The parent of the emulator's jobs."""
+    children = psutil.Process(emulator.pid).children()
+    [warden] = [child for child in children if "warden.py" in " ".join(child.cmdline())]
+    return warden
+
+
+def test_when_the_warden_is_killed_its_jobs_fail_and_the_next_ones_run(tmp_path):
+    with Emulator(state=tmp_path / "state", auth=False, environment={"HOUNDLOOP_PRELOAD": "json"}) as emulator:
+        world = World(emulator)
+        world.train("bereft", hyperparameters={"mode": "sleep"})
+        until(lambda: alive("# bereft"), lambda pids: len(pids) == 2, 30)
+        warden_of(emulator).kill()
+        assert "ExitCode -9" in world.trained("bereft", "Failed")["FailureReason"]
+        until(lambda: alive("# bereft"), lambda pids: not pids, 10)
+        world.train("next")
+        assert world.trained("next")["TrainingJobStatus"] == "Completed"
+
+
+def test_what_a_kill_of_emulator_and_warden_leaves_is_ended_by_the_next_start(tmp_path):
+    environment = {"HOUNDLOOP_PRELOAD": "json", "S3_PERSIST": "1"}
+    state, name = tmp_path / "state", f"left-over-{os.getpid()}"
+    with Emulator(state=state, auth=False, keep=True, environment=environment) as emulator:
+        first = World(emulator)
+        source = first.put("code/others.tar.gz", archive(train_py=STARTS_OTHERS))
+        first.train(
+            name,
+            hyperparameters={"sagemaker_submit_directory": source},
+            CheckpointConfig={"S3Uri": f"s3://{BUCKET}/checkpoints/{name}"},
+        )
+        until(lambda: alive(f"# {name}"), lambda pids: len(pids) == 2, 30)
+        until(lambda: first.s3.list_objects_v2(Bucket=BUCKET, Prefix=f"checkpoints/{name}/")["KeyCount"], bool, 20)
+        warden = warden_of(emulator)
+        jobs = warden.children()
+        for pid in (emulator.pid, warden.pid):
+            os.kill(pid, signal.SIGSTOP)  # so that neither sees the other go
+        for pid in (emulator.pid, warden.pid):
+            os.kill(pid, signal.SIGKILL)
+        psutil.wait_procs(jobs, timeout=10)
+        assert not [job for job in jobs if job.is_running()]  # by the kernel, as children of the warden
+        assert len(alive(f"# {name}")) == 2  # which nobody has ended
+        with Emulator(state=tmp_path / "other", auth=False, environment=environment):
+            assert len(alive(f"# {name}")) == 2  # not another emulator's to end
+        emulator._process.wait()
+        with Emulator(state=state, auth=False, keep=True, environment=environment) as second:
+            assert not alive(f"# {name}")
+            job = connect(second, "sagemaker").describe_training_job(TrainingJobName=name)
+            assert job["TrainingJobStatus"] == "Failed" and job["FailureReason"].startswith("InternalServerError")
+            saved = connect(second, "s3").get_object(Bucket=BUCKET, Key=f"checkpoints/{name}/weights")["Body"].read()
+            assert saved == b"half way"
+            until(lambda: [*map(str, state.glob(f"sagemaker/jobs/*/*/*/{name}/opt"))], lambda found: not found, 10)

@@ -1,10 +1,8 @@
-"""The alarm evaluator against the tables of AWS's page on missing data, and embedded metrics."""
-
-import json
+"""The alarm evaluator against the tables of AWS's page on missing data."""
 
 import pytest
 
-from local.seams.cloudwatch import datapoints, embedded_metrics, judge
+from local.seams.cloudwatch import datapoints, judge
 
 MISSING = {"missing": 0, "ignore": 1, "breaching": 2, "notBreaching": 3}
 
@@ -69,24 +67,3 @@ def test_percentiles_and_units():
     high = alarm(ExtendedStatistic="p90", Threshold=100, EvaluationPeriods=1, Unit="Microseconds")
     points = [point(110 + n / 20, n, "Microseconds") for n in range(101)] + [point(111, 9e9, "Count")]
     assert datapoints(high, points, now=121)[0] == (110, 90.0)
-
-
-def test_embedded_metrics_of_one_line():
-    line = json.dumps(
-        {
-            "_aws": {
-                "Timestamp": 1700000000000,
-                "CloudWatchMetrics": [
-                    {"Namespace": "N", "Dimensions": [["service"], []], "Metrics": [{"Name": "Seen", "Unit": "Count"}]}
-                ],
-            },
-            "service": "s",
-            "Seen": [1, 2],
-        }
-    )
-    assert list(embedded_metrics(line)) == [
-        ("N", "Seen", {"service": "s"}, 1700000000.0, "Count", [1.0, 2.0]),
-        ("N", "Seen", {}, 1700000000.0, "Count", [1.0, 2.0]),
-    ]
-    assert list(embedded_metrics("{'_aws'}")) == []
-    assert list(embedded_metrics('{"_aws": {}, "other": "thing"}')) == []

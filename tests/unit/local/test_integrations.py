@@ -73,6 +73,26 @@ def test_services_by_the_names_of_the_sdk_for_java(service, name):
 
 
 @pytest.mark.parametrize(
+    "resource",
+    [
+        "applicationautoscaling:registerScalableTarget",
+        "applicationautoscaling:putScalingPolicy",
+        "codebuild:startBuild",
+        "codebuild:batchGetBuilds",
+        "scheduler:createSchedule",
+        "sagemakerruntime:invokeEndpoint",
+        "s3:getObject",
+        "s3:headObject",
+        "lambda:updateEventSourceMapping",
+        "cloudwatch:putMetricAlarm",
+    ],
+)
+def test_every_action_of_every_service_can_be_named(resource):
+    integration = parse(f"arn:aws:states:::aws-sdk:{resource}")
+    assert integration.operation in SESSION.get_service_model(integration.botocore_service).operation_names
+
+
+@pytest.mark.parametrize(
     "service_id, name",
     [
         ("DynamoDB", "DynamoDb"),

@@ -12,12 +12,18 @@ from local.seams import SEAMS, TESTED_MINISTACK, SeamMovedError, expect
 
 # What a new ministack might move, and the seam that must notice.
 MOVES = {
+    "persistence": "import ministack.app as m; m.save_all = lambda: None",
     "transport": "import ministack.app as m; del m.pin_request_origin",
+    "metrics": "import ministack.services.cloudwatch as m; m._metrics = {}",
     "queues": "import ministack.core.iam_actions as m; m.extract_iam_action = lambda request: None",
     "functions": "import ministack.core.lambda_runtime as m; m._PYTHON_WORKER_SCRIPT = 'run()'",
     "cloudwatch": "import ministack.services.cloudwatch as m; m._evaluate_alarm = lambda: None",
     "cloudformation": "import ministack.services.cloudformation.provisioners as m; del m._ddb_create",
     "sagemaker": "import ministack.core.router as m; m.SERVICE_PATTERNS = []",
+    "autoscaling": "import ministack.core.iam_actions as m; m.request_tag_context = lambda request: None",
+    "statelogs": "import ministack.services.cloudwatch_logs as m; del m._put_log_events",
+    "history": "import ministack.services.stepfunctions as m; m._apply_parameters = lambda state: {}",
+    "passrole": "import ministack.app as m; del m._enforce_data_plane",
     "stepfunctions": "import ministack.services.stepfunctions as m; m._invoke_resource = lambda arn, data: None",
 }
 

@@ -1,16 +1,16 @@
-"""Path mapping, script mode, manifests and traffic steps: the pure parts of the container contract."""
+"""Path mapping, script mode and manifests: the pure parts of the container contract."""
 
 import json
+import os
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
 from local.sagemaker import toolkit
-from local.sagemaker.container import Container, resource_config
-from local.sagemaker.endpoints import steps
-from local.sagemaker.instances import smooth_choice
-from local.sagemaker.transfers import TransferError, Transfers, relative_name, split
+from local.sagemaker.container import Container
+from local.sagemaker.transfers import Cancelled, Mirror, TransferError, Transfers, relative_name, split
 
 
 @pytest.fixture
@@ -39,45 +39,88 @@ def test_images_become_commands(container, settings):
     assert argv == [sys.executable, "-m", "a"] and env == {}
 
 
-def test_hyperparameters_reach_the_script_as_the_toolkit_passes_them():
-    given = {
-        "sagemaker_program": '"train.py"',
-        "lr": '"0.1"',
-        "batch-size": "32",
-        "flag": "true",
-        "e": "3",
-        "name": "plain words",
-        "_tuning_objective_metric": "accuracy",
-    }
-    own = toolkit.user_hyperparameters(given)
-    assert own == {"lr": "0.1", "batch-size": 32, "flag": True, "e": 3, "name": "plain words"}
-    assert toolkit.arguments(own) == [
-        "--batch-size",
-        "32",
-        "-e",
-        "3",
-        "--flag",
-        "True",
-        "--lr",
-        "0.1",
-        "--name",
-        "plain words",
-    ]
+@pytest.fixture
+def recorded() -> dict:
+    """What AWS's toolkit gave a script for one job, recorded with sagemaker-training itself."""
+    return json.loads(Path(__file__).with_name("toolkit.json").read_text())
 
 
-def test_sm_variables_point_into_the_job_folder(container):
-    container.write_config("inputdataconfig", {"training": {"TrainingInputMode": "File"}})
-    record = {
-        "TrainingJobName": "job",
-        "ResourceConfig": {"InstanceType": "ml.m5.large"},
-        "HyperParameters": {"sagemaker_program": "train.py", "lr": "0.1"},
+def job(recorded: dict, container: Container) -> dict:
+    """The recorded job's description, and its channels where the toolkit finds them."""
+    given = recorded["job"]
+    container.write_config("inputdataconfig", given["inputdataconfig"])
+    return {
+        "TrainingJobName": given["TrainingJobName"],
+        "ResourceConfig": {"InstanceType": given["resourceconfig"]["current_instance_type"]},
+        "HyperParameters": given["HyperParameters"],
+        "InputDataConfig": [{"ChannelName": name} for name in given["inputdataconfig"]],
     }
-    env = toolkit.environment(container, record, ["training"], ["--lr", "0.1"])
-    assert env["SM_MODEL_DIR"] == str(container.model)
-    assert env["SM_CHANNEL_TRAINING"] == str(container.opt_ml / "input" / "data" / "training")
-    assert json.loads(env["SM_CHANNELS"]) == ["training"] and json.loads(env["SM_HPS"]) == {"lr": 0.1}
-    assert env["SM_HP_LR"] == "0.1" and json.loads(env["SM_HOSTS"]) == ["algo-1"] == resource_config("x")["hosts"]
-    assert json.loads(env["SM_TRAINING_ENV"])["job_name"] == "job"
+
+
+def here(text: str, container: Container) -> str:
+    """A recorded text with what is different here on purpose: paths, the network interface, the share of the cores."""
+    text = text.replace("/opt/ml/input/data/training", "{base}/input/data/training").replace("eth0", "lo")
+    return text.replace("{base}", str(container.opt_ml)).replace("{python}", sys.executable).replace("{cpus}", "3")
+
+
+def test_variables_are_those_that_the_toolkit_sets(recorded, container):
+    record = job(recorded, container)
+    own = container.localised_values(toolkit.user_hyperparameters(record["HyperParameters"]))
+    env = toolkit.environment(container, record, toolkit.arguments(own), cpus=3)
+    wanted = {
+        name: here(value, container)
+        for name, value in recorded["script"]["env"].items()
+        if name != "PYTHONPATH" and not name.startswith(("NCCL_", "MASTER_"))
+    }
+    assert env == wanted
+
+
+def test_arguments_are_those_that_the_toolkit_passes(recorded, container):
+    own = container.localised_values(toolkit.user_hyperparameters(recorded["job"]["HyperParameters"]))
+    wanted = [here(word, container) for word in recorded["script"]["argv"]]
+    assert toolkit.command(container, "train.py", toolkit.arguments(own), "python") == ["python", "--", *wanted]
+
+
+def test_what_is_no_python_script_is_run_by_the_shell(recorded, container):
+    container.code.mkdir()
+    (container.code / "train.sh").write_text("#!/bin/sh\n")
+    words = toolkit.arguments({"lr": 0.1, "name": "a b"})
+    argv = toolkit.command(container, "train.sh", words, "python")
+    assert argv[:2] == ["/bin/sh", "-c"] and shlex.split(argv[2]) == recorded["argv"]["shell"]
+    assert os.access(container.code / "train.sh", os.X_OK)
+
+
+def test_entry_points_outside_the_source_are_refused(recorded, container):
+    assert "../train.py" in recorded["refused"]
+    for program in recorded["refused"]:
+        with pytest.raises(toolkit.EntryPointError, match="cannot be used"):
+            toolkit.command(container, program, [], "python")
+
+
+def test_failures_are_told_from_the_first_line_that_names_an_error():
+    log = ["start", "Traceback (most recent call last):", '  File "x.py", line 1, in f', "    raise ValueError('bad')"]
+    text = toolkit.failure([*log, "ValueError: bad"], ["python", "--", "train.py"], 1, 1000)
+    assert text == (
+        "ExecuteUserScriptError:\nExitCode 1\nErrorMessage \"raise ValueError('bad')\n ValueError: bad\"\n"
+        'Command "python -- train.py"'
+    )
+    assert len(toolkit.failure(["ValueError: " + "x" * 5000], ["python"], 1, 900)) == 900
+
+
+def test_what_the_environment_lacks_is_named():
+    wanted = "\n".join(
+        [
+            "# a comment",
+            "-r other.txt",
+            "pytest  # is there",
+            "pytest<1",
+            "no-such-package>=2",
+            'other-package; python_version < "3"',
+            "./a/path",
+        ]
+    )
+    first, second = toolkit.unsatisfied(wanted)
+    assert first.startswith("pytest<1 (") and second == "no-such-package>=2 (not installed)"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +145,7 @@ def test_s3_uris_are_split_and_others_refused():
 
 
 class FakeS3:
-    """get_object from a dict; what is asked of it beyond that fails."""
+    """get_object, put_object and a listing over a dict; what is asked of it beyond that fails."""
 
     def __init__(self, objects: dict[str, bytes]) -> None:
         self.objects = objects
@@ -119,48 +162,55 @@ class FakeS3:
 
         return {"Body": Body()}
 
+    def put_object(self, Bucket: str, Key: str, Body) -> None:  # noqa: N803
+        self.objects[f"{Bucket}/{Key}"] = Body.read()
+
+
+def transfers(objects: dict[str, bytes]) -> Transfers:
+    """S3 with these objects (bucket/key: content)."""
+    made = Transfers({"AWS_REGION": "us-east-1"}, "role")
+    made.__dict__["s3"] = FakeS3(objects)
+    return made
+
 
 def test_a_manifest_that_would_leave_the_channel_is_refused(tmp_path):
-    transfers = Transfers({"AWS_REGION": "us-east-1"}, "role")
     manifest = json.dumps([{"prefix": "s3://b/p/"}, "../../escape.txt"]).encode()
-    transfers.__dict__["s3"] = FakeS3({"b/m": manifest, "b/p/../../escape.txt": b"x"})
     with pytest.raises(TransferError, match="leaves the channel"):
-        transfers.download("s3://b/m", "ManifestFile", tmp_path / "channel")
+        transfers({"b/m": manifest, "b/p/../../escape.txt": b"x"}).download("s3://b/m", "ManifestFile", tmp_path / "c")
     assert not (Path(tmp_path) / "escape.txt").exists()
-    transfers.__dict__["s3"] = FakeS3({"b/m": b'{"not": "a list"}'})
     with pytest.raises(TransferError, match="is not a list"):
-        transfers.download("s3://b/m", "ManifestFile", tmp_path / "channel")
+        transfers({"b/m": b'{"not": "a list"}'}).download("s3://b/m", "ManifestFile", tmp_path / "c")
 
 
-def policy(kind: str, wait: int, last: int, **size) -> dict:
-    return {
-        "TrafficRoutingConfiguration": {"Type": kind, "WaitIntervalInSeconds": wait} | size,
-        "TerminationWaitInSeconds": last,
-    }
+def test_a_manifest_joins_prefix_and_name_as_they_stand(tmp_path):
+    manifest = json.dumps([{"prefix": "s3://b/p/day-"}, "1/a.txt", "2/b.txt"]).encode()
+    s3 = transfers({"b/m": manifest, "b/p/day-1/a.txt": b"a", "b/p/day-2/b.txt": b"b"})
+    assert s3.download("s3://b/m", "ManifestFile", tmp_path) == 2
+    assert (tmp_path / "1" / "a.txt").read_bytes() == b"a" and (tmp_path / "2" / "b.txt").read_bytes() == b"b"
 
 
-def test_traffic_shifts():
-    assert steps(policy("ALL_AT_ONCE", 0, 9), 2) == [(1.0, 9.0)]
-    assert steps(policy("CANARY", 60, 9, CanarySize={"Type": "CAPACITY_PERCENT", "Value": 30}), 2) == [
-        (0.3, 60.0),
-        (1.0, 9.0),
-    ]
-    assert steps(policy("LINEAR", 5, 9, LinearStepSize={"Type": "INSTANCE_COUNT", "Value": 1}), 3) == [
-        (pytest.approx(1 / 3), 5.0),
-        (pytest.approx(2 / 3), 5.0),
-        (1.0, 9.0),
-    ]
-    assert steps(policy("LINEAR", 5, 9, LinearStepSize={"Type": "CAPACITY_PERCENT", "Value": 40}), 3) == [
-        (0.4, 5.0),
-        (0.8, 5.0),
-        (1.0, 9.0),
-    ]
+def test_a_key_that_is_the_folder_of_another_fails_the_download(tmp_path):
+    manifest = json.dumps([{"prefix": "s3://b/"}, "a", "a/b"]).encode()
+    with pytest.raises(TransferError, match="ClientError: Data download failed:"):
+        transfers({"b/m": manifest, "b/a": b"x", "b/a/b": b"y"}).download("s3://b/m", "ManifestFile", tmp_path)
 
 
-def test_weighted_choice_is_exact_over_short_stretches():
-    class Item:
-        credit = 0.0
+def test_a_download_ends_when_its_job_is_stopped(tmp_path):
+    s3 = transfers({"b/m": json.dumps([{"prefix": "s3://b/"}, "a"]).encode(), "b/a": b"x"})
+    s3.cancelled = lambda: True
+    with pytest.raises(Cancelled):
+        s3.download("s3://b/m", "ManifestFile", tmp_path)
 
-    a, b = Item(), Item()
-    chosen = [smooth_choice([a, b], [0.75, 0.25]) for _ in range(8)]
-    assert chosen.count(b) == 2 and chosen[:4].count(b) == 1
+
+def test_a_mirror_sends_each_state_of_a_file_once(tmp_path):
+    objects: dict[str, bytes] = {}
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "one").write_bytes(b"1")
+    mirror = Mirror(transfers(objects), tmp_path, "s3://b/here/")
+    assert mirror.sync(settled=True) == 0  # it may still be written
+    assert mirror.sync(settled=True) == 1 and objects == {"b/here/sub/one": b"1"}
+    assert mirror.sync(settled=True) == mirror.sync() == 0
+    (tmp_path / "sub" / "one").write_bytes(b"22")
+    (tmp_path / "two").write_bytes(b"2")
+    assert mirror.sync() == 2 and objects == {"b/here/sub/one": b"22", "b/here/two": b"2"}
+    assert Mirror(transfers(objects), tmp_path / "not-there", "s3://b/x").sync() == 0
