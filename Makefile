@@ -7,9 +7,10 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FOR_STACK = $(if $(STACK),--stack $(STACK))
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help demo up down delete test lock check lint types templates clean
+.PHONY: help demo up down delete backlog redrive reconcile replay test lock check lint types templates clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -26,6 +27,18 @@ down: $(READY) ## Stop what `make demo KEEP=1` left running
 
 delete: $(READY) ## Delete a stack on AWS with all that it made; STACK=name
 	@$(BIN)/python tools/delete_stack.py $(or $(STACK),$(error Say which: make delete STACK=houndloop))
+
+backlog: $(READY) ## Say what is queued in the inbox of a stack; STACK=name
+	@$(BIN)/python tools/inbox.py $(FOR_STACK) backlog
+
+redrive: $(READY) ## Send what failed for good once more; STACK=name, LABELS=1 for labels and runs
+	@$(BIN)/python tools/inbox.py $(FOR_STACK) redrive $(if $(LABELS),--labels)
+
+reconcile: $(READY) ## Find pictures in the inbox whose event was lost; STACK=name
+	@$(BIN)/python tools/inbox.py $(FOR_STACK) reconcile
+
+replay: $(READY) ## Classify pictures again; OF=--review (or --failed, --classified --from DAY, …), STACK=name
+	@$(BIN)/python tools/inbox.py $(FOR_STACK) replay $(or $(OF),--review)
 
 test: $(READY) ## Run all tests
 	@$(BIN)/python -m pytest

@@ -5,13 +5,10 @@ one message fails that message alone; trouble with the endpoint costs no message
 """
 
 import json
-import os
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
 from aws_lambda_powertools import Logger, Metrics, Tracer
@@ -19,11 +16,14 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
-from common import aws, clock, endpoint, predictions, state
+from classify_images import pictures
+from classify_images.batch import ANSWER_SECONDS, PATIENCE_SECONDS, WRITE_SECONDS, Batch, Message
+from common import aws, clock, endpoint, predictions, sequencer, state
 from common.errors import EndpointTrouble
-from common.events import MalformedEvent, ObjectEvent
-from common.objects import GONE, fetch, version_of
-from preprocessing import BrokenImage, Crop, Preprocess, prepare
+from common.events import ObjectEvent
+from common.inbox import MAX_BATCH, SendFailed, queue_url
+from common.objects import GONE, newest_version, version_of
+from preprocessing import BrokenImage, Crop, Preprocess, extension_differs
 
 logger = Logger()
 metrics = Metrics()
@@ -32,24 +32,19 @@ tracer = Tracer()
 INBOX = "inbox/"
 QUARANTINE = "quarantine/"
 MAX_KEY_BYTES = 1024  # S3's limit
-MAX_COPY_BYTES = 5 * 1024**3  # CopyObject's limit
+MAX_TAGS = 10  # S3's limit
+MAX_COPY_BYTES = 10**9  # what S3 copies in a part of the function's time; CopyObject would take 5 GB
+MAX_DELAY_SECONDS = 900  # SQS's limit
 
 
-@dataclass(frozen=True)
-class Message:
-    """One SQS message, read."""
+class EndpointHealth:
+    """Whether the endpoint was in trouble when this execution environment last asked.
 
-    id: str
-    event: ObjectEvent
-    receives: int
+    Then one picture is asked about first, and if that fails too the others are put back without having been fetched:
+    an outage costs little, and who recovers is not run over.
+    """
 
-
-class Answered(NamedTuple):
-    """A picture, and the classes that the endpoint gave it: the top 5, best first."""
-
-    message: Message
-    crop: Crop
-    classes: list[dict[str, Any]]
+    in_trouble = False
 
 
 @logger.inject_lambda_context
@@ -57,95 +52,157 @@ class Answered(NamedTuple):
 @tracer.capture_lambda_handler(capture_response=False)
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Answers SQS with the messages that are to be tried again."""
-    batch = Batch()
-    messages = batch.read(event["Records"])
+    batch = Batch(event["Records"], context)
+    try:
+        work(batch)
+    except Exception as error:
+        logger.exception("what is left of the batch is tried again")
+        batch.fail_rest(error)
+    if lost := batch.close():
+        metrics.add_metric("Failed", MetricUnit.Count, len(lost))
+    return batch.answer()
+
+
+def work(batch: Batch) -> None:
+    """The whole way of a batch: what is new in it, what can be classified, what the endpoint says."""
+    messages = unsettled(batch)
+    if not messages:
+        return
     champion = state.champion()
     if champion is None:
-        batch.each(wait_for_model, [m for m, ok in zip(messages, batch.each(is_picture, messages), strict=True) if ok])
-    else:
-        classify(batch, messages, champion)
-    return {"batchItemFailures": [{"itemIdentifier": id} for id in batch.failures]}
+        wait_for_model(batch, messages)
+        return
+    while messages and EndpointHealth.in_trouble:
+        asked = classify(batch, messages[:1], champion)
+        messages = messages[1:]
+        if asked and EndpointHealth.in_trouble:
+            put_back(batch, messages, "the endpoint is in trouble")
+            return
+    classify(batch, messages, champion)
 
 
-def classify(batch: "Batch", messages: list[Message], champion: dict[str, Any]) -> None:
-    """Load, ask, record: the one path of a picture to its row."""
-    spec = Preprocess.from_json(champion["preprocess"])
-    crops: list[tuple[Message, Crop]] = []
-    for message, crop in zip(messages, batch.each(lambda m: load(m.event, spec), messages), strict=True):
-        if crop is not None:
-            crops.append((message, crop))
-    for positions in endpoint.chunks([crop.pixels for _, crop in crops]):
-        asked = [crops[i] for i in positions]
-        started = time.perf_counter()
+def unsettled(batch: Batch) -> list[Message]:
+    """The messages that have something to say: newer than the current row of their picture, or not yet answered."""
+    rows = predictions.current_rows([message.event for message in batch.messages])
+    messages = []
+    for message in batch.messages:
+        image = message.event.image
+        if image not in rows:
+            batch.fail(message, predictions.ReadFailed("its row could not be read"))
+        elif not predictions.is_settled(message.event, rows[image]):
+            messages.append(message)
+    # Where the order is not certain S3 is asked, and an event about a version that is not the newest adds nothing.
+    doubtful = [m for m in messages if is_doubtful(m.event, rows[m.event.image])]
+    for group in batch.run(lambda m: is_newest(m.event), doubtful, keep=ANSWER_SECONDS):
+        stale = {message.id for message, newest in group if not newest}
+        messages = [message for message in messages if message.id not in stale]
+    # A function that runs out of memory or time can say nothing, so the row says so before the last try begins.
+    last = [message for message in messages if message.is_last_try and not batch.is_failed(message)]
+    for _ in batch.run(began_last_try, last, keep=ANSWER_SECONDS):
+        pass
+    return [message for message in messages if not batch.is_failed(message)]
+
+
+def is_doubtful(event: ObjectEvent, row: predictions.Row | None) -> bool:
+    """Whether the row is of a version that no event told of when it was written, and another than the event's."""
+    return row is not None and sequencer.is_made(row["sequencer"]) and row["version_id"] != event.version_id
+
+
+def is_newest(event: ObjectEvent) -> bool:
+    return newest_version(event.bucket, event.key) == event.version_id
+
+
+def began_last_try(message: Message) -> None:
+    predictions.failed(message.event, f"try {message.receives} began and did not finish: out of memory or time")
+
+
+def classify(batch: Batch, messages: list[Message], champion: dict[str, Any]) -> bool:
+    """Load, ask, record: the one path of a picture to its row; says whether there was anything to ask about."""
+    asked = False
+    for crops in load(batch, messages, Preprocess.from_json(champion["preprocess"])):
+        for positions in endpoint.chunks([crop.pixels for _, crop in crops]):
+            ask(batch, [crops[i] for i in positions], champion)
+            asked = True
+    return asked
+
+
+def load(batch: Batch, messages: list[Message], spec: Preprocess) -> Any:
+    """Yields the pictures as crops: all at once as a rule, and those that are slow after the others."""
+    until = batch.until(ANSWER_SECONDS)
+
+    def prepared(message: Message) -> Crop | None:
         try:
-            answer = endpoint.classify(champion["endpoint"], [crop.pixels for _, crop in asked])
-        except EndpointTrouble as trouble:
-            logger.warning("the endpoint is in trouble; the pictures are put back", extra={"reason": str(trouble)})
-            batch.each(put_back, [message for message, _ in asked])
-            continue
-        latency_ms = (time.perf_counter() - started) * 1000
-        answered = [
-            Answered(message, crop, prediction["classes"])
-            for (message, crop), prediction in zip(asked, answer["predictions"], strict=True)
-        ]
-        write = partial(record, answer=answer, champion=champion, latency_ms=latency_ms)
-        batch.each(write, answered, key=lambda one: one.message)
-        metrics.add_metric("EndpointLatency", MetricUnit.Milliseconds, latency_ms)
+            crop = pictures.load(message.event, spec, isolate=message.receives > 1, until=until)
+        except BrokenImage as broken:
+            reject(message.event, str(broken))
+            return None
+        if crop is None:
+            logger.info("the picture was deleted before it was read", extra={"image": message.event.image})
+        return crop
+
+    for group in batch.run(prepared, messages, keep=ANSWER_SECONDS, patience=PATIENCE_SECONDS):
+        yield [(message, crop) for message, crop in group if crop is not None]
 
 
-def load(event: ObjectEvent, spec: Preprocess) -> Crop | None:
-    """Fetch and prepare the picture; None when there is nothing to classify: rejected, or deleted meanwhile."""
+def ask(batch: Batch, crops: list[tuple[Message, Crop]], champion: dict[str, Any]) -> None:
+    """One request about all of them, and their rows."""
+    started = time.perf_counter()
     try:
-        if event.size > max_image_bytes():
-            raise BrokenImage(f"larger than {max_image_bytes() // 1_000_000} MB: {event.size / 1e6:.1f} MB")
-        data = fetch(event)
-        if data is not None:
-            return prepare(data, spec)
-        logger.info("the picture was deleted before it was read", extra={"image": event.image})
-    except BrokenImage as broken:
-        reject(event, str(broken))
-    return None
-
-
-def record(one: Answered, *, answer: dict[str, Any], champion: dict[str, Any], latency_ms: float) -> None:
-    """Write the row; `answer` is the endpoint's about the whole request, `latency_ms` how long that took."""
-    predictions.classified(
-        one.message.event,
-        one.classes,
-        model_version=answer["model_version"],
-        deployment=int(answer["deployment"]),
-        # In the middle of a deployment the new model answers before it is champion; its dataset is then not known here.
-        dataset_hash=champion["dataset_hash"] if answer["model_version"] == champion["model_version"] else "",
-        size=(one.crop.width, one.crop.height),
-        image_format=one.crop.format,
-        latency_ms=latency_ms,
-    )
-    metrics.add_metric("Classified", MetricUnit.Count, 1)
+        answer = batch.ask(partial(endpoint.classify, champion["endpoint"], [crop.pixels for _, crop in crops]))
+    except EndpointTrouble as trouble:
+        EndpointHealth.in_trouble = True
+        logger.warning("the endpoint is in trouble; the pictures are put back", extra={"reason": str(trouble)})
+        put_back(batch, [message for message, _ in crops], f"the endpoint is in trouble: {trouble}")
+        return
+    EndpointHealth.in_trouble = False
+    latency_ms = (time.perf_counter() - started) * 1000
+    metrics.add_metric("EndpointLatency", MetricUnit.Milliseconds, latency_ms)
+    # In the middle of a deployment the new model answers before it is champion; its dataset is then not known here.
+    dataset_hash = champion["dataset_hash"] if answer["model_version"] == champion["model_version"] else ""
+    answers = [
+        predictions.Answer(
+            event=message.event,
+            classes=prediction["classes"],
+            model_version=answer["model_version"],
+            deployment=int(answer["deployment"]),
+            dataset_hash=dataset_hash,
+            width=crop.width,
+            height=crop.height,
+            format=crop.format,
+            latency_ms=latency_ms,
+            note=extension_differs(message.event.key, crop.format),
+        )
+        for (message, crop), prediction in zip(crops, answer["predictions"], strict=True)
+    ]
+    errors = predictions.classified(answers)
+    for (message, _), error in zip(crops, errors, strict=True):
+        if error is not None:
+            batch.fail(message, error)
+    if written := errors.count(None):
+        metrics.add_metric("Classified", MetricUnit.Count, written)
 
 
 def reject(event: ObjectEvent, reason: str) -> None:
     """Say for ever that this is no picture: row, tag on the object, and a copy in quarantine beside the reason."""
     logger.info("rejected", extra={"image": event.image, "reason": reason})
-    version = version_of(event)
-    tags = {"houndloop": "rejected"}
+    s3, version = aws.client("s3"), version_of(event)
+    source = {"Bucket": event.bucket, "Key": event.key, **version}
     try:
-        aws.client("s3").put_object_tagging(
-            Bucket=event.bucket,
-            Key=event.key,
-            Tagging={"TagSet": [{"Key": k, "Value": v} for k, v in tags.items()]},
-            **version,
-        )
+        theirs = s3.get_object_tagging(**source)["TagSet"]
+        tags = [tag for tag in theirs if tag["Key"] != "houndloop"] + [{"Key": "houndloop", "Value": "rejected"}]
+        if len(tags) <= MAX_TAGS:  # nobody's own tag is dropped
+            s3.put_object_tagging(**source, Tagging={"TagSet": tags})
         target = quarantine_key(event.key)
         if event.size <= MAX_COPY_BYTES:
-            aws.client("s3").copy_object(
+            s3.copy_object(
                 Bucket=event.bucket,
                 Key=target,
-                CopySource={"Bucket": event.bucket, "Key": event.key, **version},
+                CopySource=source,
                 TaggingDirective="REPLACE",
-                Tagging=urlencode(tags),
+                Tagging=urlencode({"houndloop": "rejected"}),
             )
         note = {"key": event.key, "version_id": event.version_id, "reason": reason, "at": clock.iso(clock.now())}
-        aws.client("s3").put_object(
+        s3.put_object(
             Bucket=event.bucket,
             Key=f"{target}.json",
             Body=json.dumps(note, ensure_ascii=False).encode(),
@@ -165,82 +222,43 @@ def quarantine_key(key: str) -> str:
     return target[: MAX_KEY_BYTES - len(".json")].decode(errors="ignore")
 
 
-def is_picture(message: Message) -> bool:
-    """Whether the file can be classified once there is a model; what never can is rejected already."""
-    return load(message.event, Preprocess.default()) is not None
+def wait_for_model(batch: Batch, messages: list[Message]) -> None:
+    """Record that the pictures wait; what can never be classified is rejected already."""
+    waiting = []
+    for crops in load(batch, messages, Preprocess.default()):
+        for group in batch.run(lambda m: predictions.waiting(m.event), [m for m, _ in crops], keep=WRITE_SECONDS):
+            waiting += [message for message, _ in group]
+    metrics.add_metric("Waiting", MetricUnit.Count, len(waiting))
+    # Should a model have gone live meanwhile, its replay may have missed the rows.
+    if waiting and state.champion() is not None:
+        send(batch, waiting, lambda event: {"MessageBody": event.to_body()})
 
 
-def wait_for_model(message: Message) -> None:
-    """Record that the picture waits. Should a model have gone live meanwhile, its replay may have missed the row."""
-    predictions.waiting(message.event)
-    metrics.add_metric("Waiting", MetricUnit.Count, 1)
-    if state.champion() is not None:
-        aws.client("sqs").send_message(QueueUrl=queue_url(), MessageBody=message.event.to_body())
+def put_back(batch: Batch, messages: list[Message], reason: str) -> None:
+    """Send the messages again, later and later, as new ones: an outage of hours uses up nobody's tries."""
+    # The row of a last try says FAILED already; that is not so now.
+    last = [message for message in messages if message.is_last_try]
+    for _ in batch.run(lambda m: predictions.waiting(m.event, reason[:500]), last, keep=WRITE_SECONDS):
+        pass
+
+    def later(event: ObjectEvent) -> dict[str, Any]:
+        delay = min(MAX_DELAY_SECONDS, 5 * 2 ** min(event.postponed, 10)) * random.uniform(0.5, 1)
+        return {"MessageBody": event.to_body(postponed=event.postponed + 1), "DelaySeconds": round(delay)}
+
+    send(batch, [message for message in messages if not batch.is_failed(message)], later)
+    metrics.add_metric("PutBack", MetricUnit.Count, len(messages))
 
 
-def put_back(message: Message) -> None:
-    """Send the message again, later and later, as a new one: an outage of hours uses up nobody's tries."""
-    times = message.event.postponed
-    delay = min(900.0, 5 * 2 ** min(times, 10)) * random.uniform(0.5, 1)
-    body = message.event.to_body(postponed=times + 1)
-    aws.client("sqs").send_message(QueueUrl=queue_url(), MessageBody=body, DelaySeconds=round(delay))
-    metrics.add_metric("PutBack", MetricUnit.Count, 1)
-
-
-class Batch:
-    """The messages of one invocation, and which of them are to be tried again."""
-
-    def __init__(self) -> None:
-        self.failures: list[str] = []
-
-    def read(self, records: list[dict[str, Any]]) -> list[Message]:
-        """The messages that have something to say: readable, and newer than the current row of their picture."""
-        messages = []
-        for record in records:
-            try:
-                event = ObjectEvent.from_body(record["body"])
-            except MalformedEvent as error:
-                # No attempt will read it, but nothing is dropped: the retries carry it to the dead-letter queue.
-                logger.error(str(error))
-                self.failures.append(record["messageId"])
-                continue
-            if event.is_folder_marker or event.deleted:
-                continue
-            messages.append(Message(record["messageId"], event, int(record["attributes"]["ApproximateReceiveCount"])))
-        rows = predictions.current_rows([message.event for message in messages])
-        messages = [m for m in messages if not predictions.is_settled(m.event, rows.get(m.event.image))]
-        # A function that runs out of memory or time can say nothing, so the row says so before the last try begins.
-        last = [message for message in messages if message.receives >= max_receives()]
-        self.each(lambda m: predictions.failed(m.event, f"try {m.receives} began and did not finish"), last)
-        failed = set(self.failures)
-        return [message for message in messages if message.id not in failed]
-
-    def each(self, action: Any, items: list[Any], key: Any = lambda item: item) -> list[Any]:
-        """Run `action` on each item at once; one that raises fails its own message only, and yields None."""
-
-        def guarded(item: Any) -> Any:
-            message: Message = key(item)
-            try:
-                return action(item)
-            except Exception as error:
-                logger.exception("this picture failed", extra={"image": message.event.image})
-                self.failures.append(message.id)
-                if message.receives >= max_receives():
-                    predictions.failed(message.event, f"{type(error).__name__}: {error}"[:500])
-                    metrics.add_metric("Failed", MetricUnit.Count, 1)
-                return None
-
-        with ThreadPoolExecutor(max_workers=10) as pool:
-            return list(pool.map(guarded, items))
-
-
-def max_receives() -> int:
-    return int(os.environ["MAX_RECEIVES"])
-
-
-def max_image_bytes() -> int:
-    return int(os.environ["MAX_IMAGE_BYTES"])
-
-
-def queue_url() -> str:
-    return os.environ["INBOX_QUEUE_URL"]
+def send(batch: Batch, messages: list[Message], entry: Any) -> None:
+    """Send each message's event again, as `entry` says; what SQS does not take fails alone."""
+    for start in range(0, len(messages), MAX_BATCH):
+        part = messages[start : start + MAX_BATCH]
+        entries = [{"Id": str(i), **entry(message.event)} for i, message in enumerate(part)]
+        try:
+            answer = aws.client("sqs").send_message_batch(QueueUrl=queue_url(), Entries=entries)
+        except Exception as error:
+            for message in part:
+                batch.fail(message, error)
+            continue
+        for refused in answer.get("Failed", []):
+            batch.fail(part[int(refused["Id"])], SendFailed(refused.get("Message", refused.get("Code", ""))))

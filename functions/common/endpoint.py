@@ -22,7 +22,7 @@ def runtime() -> Any:
     # One quick second try hides a dropped connection; anything longer is for the queue, which costs nothing.
     return boto3.client(
         "sagemaker-runtime",
-        config=Config(connect_timeout=2, read_timeout=20, retries={"total_max_attempts": 2, "mode": "standard"}),
+        config=Config(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 2, "mode": "standard"}),
     )
 
 
@@ -52,7 +52,11 @@ def classify(endpoint_name: str, crops: list[bytes]) -> dict[str, Any]:
         raise EndpointTrouble(f"{code} {original or ''}: {error.response['Error'].get('Message', '')}"[:500]) from error
     except (BotoCoreError, ValueError) as error:
         raise EndpointTrouble(f"{type(error).__name__}: {error}"[:500]) from error
-    answered = len(answer.get("predictions", [])) if isinstance(answer, dict) else 0
+    try:
+        int(answer["deployment"]), str(answer["model_version"])
+        answered = sum(1 for one in answer["predictions"] if one["classes"][0]["class"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise EndpointTrouble(f"an answer that is none of the protocol ({error!r}): {str(answer)[:200]}") from error
     if answered != len(crops):
         raise EndpointTrouble(f"asked about {len(crops)} pictures, answered about {answered}")
     return answer

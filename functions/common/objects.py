@@ -1,11 +1,22 @@
 """Reading and writing objects in S3."""
 
-from botocore.exceptions import ClientError
+import time
+from functools import cache
+from typing import Any
+from urllib.parse import quote
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.httpsession import URLLib3Session
+from urllib3.exceptions import HTTPError
 
 from common import aws
+from common.errors import OutOfTime
 from common.events import ObjectEvent
 
 GONE = {"NoSuchKey", "NoSuchVersion", "404", "MethodNotAllowed"}  # the last is S3's answer about a delete marker
+PIECE = 1 << 20
 
 
 def version_of(event: ObjectEvent) -> dict[str, str]:
@@ -13,10 +24,62 @@ def version_of(event: ObjectEvent) -> dict[str, str]:
     return {"VersionId": event.version_id} if event.version_id else {}
 
 
-def fetch(event: ObjectEvent) -> bytes | None:
-    """The bytes of the version that the event speaks of; None when it was deleted meanwhile."""
+def fetch(event: ObjectEvent, until: float | None = None) -> bytes | None:
+    """The bytes of the version that the event speaks of; None when it was deleted meanwhile.
+
+    `until` (time.monotonic): a download that is not done by then raises OutOfTime, however steadily it trickles.
+    """
+    if event.size <= PIECE and (data := _quickly(event)) is not None:
+        return data
     try:
-        return aws.client("s3").get_object(Bucket=event.bucket, Key=event.key, **version_of(event))["Body"].read()
+        body = aws.client("s3").get_object(Bucket=event.bucket, Key=event.key, **version_of(event))["Body"]
+        pieces: list[bytes] = []
+        for piece in body.iter_chunks(PIECE):
+            pieces.append(piece)
+            if until is not None and time.monotonic() > until:
+                body.close()
+                got = sum(map(len, pieces))
+                raise OutOfTime(f"its download was at {got:,} of {event.size:,} bytes when time was up")
+        return b"".join(pieces)
+    except ClientError as error:
+        if aws.code(error) in GONE:
+            return None
+        raise
+
+
+def _quickly(event: ObjectEvent) -> bytes | None:
+    """GetObject without what the SDK adds to it, which costs as much as decoding a small picture.
+
+    None for anything but plain success: then the SDK is asked, with its retries and its words for what is wrong.
+    """
+    s3 = aws.client("s3").meta
+    request = AWSRequest("GET", f"{s3.endpoint_url}/{event.bucket}/{quote(event.key, safe='/~')}")
+    if event.version_id:
+        request.params = {"versionId": event.version_id}
+    try:
+        S3SigV4Auth(_credentials().get_frozen_credentials(), "s3", s3.region_name).add_auth(request)
+        response = _http().send(request.prepare())
+        return response.content if response.status_code == 200 else None
+    except (BotoCoreError, HTTPError):
+        return None
+
+
+@cache
+def _http() -> URLLib3Session:
+    config: Any = aws.CONFIG
+    timeout: Any = (config.connect_timeout, config.read_timeout)  # the stubs know one number only
+    return URLLib3Session(timeout=timeout, max_pool_connections=config.max_pool_connections)
+
+
+@cache
+def _credentials() -> Any:
+    return aws.sdk.Session().get_credentials()
+
+
+def newest_version(bucket: str, key: str) -> str | None:
+    """The id of the newest version; None where the newest is a delete marker, or there is none."""
+    try:
+        return aws.client("s3").head_object(Bucket=bucket, Key=key).get("VersionId", "")
     except ClientError as error:
         if aws.code(error) in GONE:
             return None

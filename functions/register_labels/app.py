@@ -47,12 +47,14 @@ def register(event: ObjectEvent) -> None:
         return
     try:
         class_name = ledger.class_of(event.key)
-        if event.size > (most := int(os.environ["MAX_IMAGE_BYTES"])):
+        most = int(os.environ["MAX_IMAGE_BYTES"])
+        if event.size > most:
             raise BrokenImage(f"larger than {most // 1_000_000} MB: {event.size / 1e6:.1f} MB")
         data = fetch(event)
         if data is None:
             return
-        phash = difference_hash(decode(data))
+        limits = {"max_pixels": int(os.environ["MAX_IMAGE_PIXELS"]), "min_side": int(os.environ["MIN_IMAGE_SIDE"])}
+        phash = difference_hash(decode(data, max_bytes=most, **limits))
     except (ledger.BadLabel, BrokenImage) as reason:
         logger.warning("not a label", extra={"image": event.image, "reason": str(reason)})
         ledger.record(event, status="REJECTED", reason=str(reason))

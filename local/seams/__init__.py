@@ -54,6 +54,8 @@ SEAMS = (
     "transport",
     "metrics",
     "queues",
+    "partiql",
+    "s3events",
     "functions",
     "cloudwatch",
     "cloudformation",

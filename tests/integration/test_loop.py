@@ -112,7 +112,7 @@ def test_the_zips_are_small(loop: Loop):
         layers[layer["LayerName"]] = found["Content"]["CodeSize"]
     for name, size in (functions | layers).items():
         print(f"{size / 1e6:6.2f} MB  {name}")
-    assert len(functions) == 9 and max(functions.values()) < 0.1e6
+    assert len(functions) == 10 and max(functions.values()) < 0.1e6
     assert layers.keys() == {"Powertools", "Preprocessing", "TrainingSource", "ServingSource"}
     assert all(0 < size < 10e6 for size in layers.values())
 

@@ -108,6 +108,36 @@ def test_every_handler_exists():
         assert (template.ROOT / "functions" / f"{module}.py").is_file(), name
 
 
+def test_functions_are_given_the_environment_that_they_read():
+    everywhere = TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]
+    for name, function in template.resources("AWS::Serverless::Function").items():
+        folder = template.ROOT / "functions" / function["Handler"].split(".")[0]
+        source = "".join(path.read_text() for path in folder.rglob("*.py"))
+        read = set(re.findall(r"""environ\[["'](\w+)["']\]""", source))
+        given = function.get("Environment", {}).get("Variables", {}) | everywhere
+        assert read <= given.keys(), f"{name} is not given {read - given.keys()}"
+
+
+def test_history_expires_and_current_rows_do_not():
+    """A current row that was gone would be taken for a picture whose event was lost."""
+    table = template.resources("AWS::DynamoDB::Table")["Predictions"]
+    assert table["TimeToLiveSpecification"] == {"AttributeName": "expires_at", "Enabled": True}
+
+
+def test_reconciliation_can_be_switched_off():
+    rule = template.resources("AWS::Events::Rule")["ReconcileRule"]
+    assert rule["State"] == {"Fn::If": ["Reconciles", "ENABLED", "DISABLED"]}
+    schedule = TEMPLATE["Parameters"]["ReconcileSchedule"]
+    assert all(re.fullmatch(schedule["AllowedPattern"], text) for text in ("never", "rate(1 day)", "cron(0 3 * * ? *)"))
+    assert not re.fullmatch(schedule["AllowedPattern"], "daily")
+
+
+def test_the_dashboard_shows_what_people_look_for():
+    (dashboard,) = template.resources("AWS::CloudWatch::Dashboard").values()
+    titles = [widget["properties"]["title"] for widget in json.loads(dashboard["DashboardBody"]["Fn::Sub"])["widgets"]]
+    assert {"Backlog of the inbox", "Endpoint, per minute", "Dead letters"} <= set(titles)
+
+
 def test_whatever_goes_to_a_dead_letter_queue_may():
     """EventBridge needs the queue's leave for each rule, those that SAM makes of a function's events included."""
     rules = set(template.resources("AWS::Events::Rule"))

@@ -10,16 +10,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from classify_images import app as classify
 from common import aws as aws_module
-from common import endpoint, predictions
+from common import endpoint
 from common.errors import EndpointTrouble
-from common.events import ObjectEvent
 from end_run import app as end_run
 from judge_challenger import app as judge
 from probe_endpoint import app as probe
 from publish_sources import app as publish
-from replay_images import app as replay
 from tests.makers import events
 
 THRESHOLDS = judge.Thresholds(accuracy_floor=0.5, margin=0.02, new_class_floor=0.3)
@@ -136,38 +133,6 @@ def test_probes_count_failures_and_do_not_raise(aws, context, monkeypatch):
         "preprocess": json.dumps(PREPROCESS), "requests": 3, "seconds": 0.01,
     }  # fmt: skip
     assert probe.handler(request, context) == {"sent": 3, "failed": 1}
-
-
-def test_waiting_pictures_are_replayed_oldest_first_and_page_by_page(aws, context, monkeypatch):
-    monkeypatch.setattr(replay, "PAGE", 2)
-    for number in range(5):
-        body = events.object_created(aws.bucket, f"inbox/{number}.jpg", size=10, version=f"v{number}")
-        predictions.waiting(ObjectEvent.from_body(body))
-    request, pages = {"status": "WAITING"}, 0
-    while request:
-        answer = replay.handler(request, context)
-        pages += 1
-        request = answer if answer["next"] else None
-    assert answer["sent"] == 5 and pages >= 3
-    received = []
-    while got := aws.sqs.receive_message(QueueUrl=aws.queues["inbox"], MaxNumberOfMessages=10).get("Messages"):
-        received += [ObjectEvent.from_body(message["Body"]) for message in got]
-        for message in got:
-            aws.sqs.delete_message(QueueUrl=aws.queues["inbox"], ReceiptHandle=message["ReceiptHandle"])
-    assert {event.key for event in received} == {f"inbox/{n}.jpg" for n in range(5)}
-    assert all(event.replayed and event.version_id for event in received)
-
-
-def test_nothing_waits_where_nothing_ever_waited(aws, context):
-    assert replay.handler({"status": "WAITING"}, context)["next"] is None
-
-
-def test_a_picture_that_waits_while_a_model_goes_live_is_sent_again(aws, context):
-    """Between the look at the champion and the row, the champion came and its replay went by."""
-    body = events.object_created(aws.bucket, "inbox/1.jpg", size=10)
-    aws.state.put_item(Item={"pk": "champion", "sk": "champion"})
-    classify.wait_for_model(classify.Message("1", ObjectEvent.from_body(body), 1))
-    assert aws.sqs.receive_message(QueueUrl=aws.queues["inbox"])["Messages"]
 
 
 @pytest.fixture

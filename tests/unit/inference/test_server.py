@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 import predictor
-from tests.makers.images import broken, encode, picture
+from tests.makers.corpus import broken
+from tests.makers.images import encode, picture
 from tests.makers.models import make_artifact
 
 INFERENCE = Path(predictor.__file__).parent
@@ -139,9 +140,8 @@ def test_the_same_picture_gets_the_same_answer_as_its_crop(server):
     assert by_picture == by_crop and by_crop[0] == 200
 
 
-@pytest.mark.parametrize("name", broken())
-def test_a_broken_picture_is_a_400_with_the_reason(server, name):
-    data, reason = broken()[name]
+@pytest.mark.parametrize(("data", "reason"), [pytest.param(*case, id=name) for name, *case in broken()])
+def test_a_broken_picture_is_a_400_with_the_reason(server, data, reason):
     status, answer = call(server, body=data, kind="image/jpeg")
     assert (status, answer["error"]["code"]) == (400, "BrokenImage")
     assert reason in answer["error"]["message"]

@@ -1,0 +1,35 @@
+"""The inbox queue, for the functions that put pictures into it themselves."""
+
+import os
+
+from common import aws
+
+MAX_BATCH = 10  # SendMessageBatch
+LEVELS = (
+    "ApproximateNumberOfMessages",
+    "ApproximateNumberOfMessagesNotVisible",
+    "ApproximateNumberOfMessagesDelayed",
+)
+
+
+class SendFailed(RuntimeError):
+    """SQS refused some of the messages for now."""
+
+
+def queue_url() -> str:
+    return os.environ["INBOX_QUEUE_URL"]
+
+
+def send(bodies: list[str]) -> None:
+    """Enqueue messages in this order; raises SendFailed, and all may then be sent again."""
+    for start in range(0, len(bodies), MAX_BATCH):
+        entries = [{"Id": str(i), "MessageBody": body} for i, body in enumerate(bodies[start : start + MAX_BATCH])]
+        answer = aws.client("sqs").send_message_batch(QueueUrl=queue_url(), Entries=entries)
+        if answer.get("Failed"):
+            raise SendFailed(f"{len(answer['Failed'])} messages: {answer['Failed'][0].get('Message', '')}")
+
+
+def backlog() -> int:
+    """How many messages the queue holds, those in the works and put back included; some seconds old."""
+    answer = aws.client("sqs").get_queue_attributes(QueueUrl=queue_url(), AttributeNames=list(LEVELS))
+    return sum(int(answer["Attributes"][level]) for level in LEVELS)
