@@ -87,7 +87,10 @@ def runtime(folder: Path) -> None:
 
 
 def imported(statement: str, paths: list[str]) -> tuple[float, float, int]:
-    """Seconds by the clock and of the processor, and modules, of an import in a fresh interpreter. CalledProcessError with its error when it fails."""
+    """Of an import in a fresh interpreter: seconds by the clock and of the processor, and modules.
+
+    CalledProcessError, with its error, when it fails.
+    """
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PYTHON", "POWERTOOLS_"))}
     program = PROGRAM.format(paths=paths, statement=statement)
     # -P: not the folder that this runs in; -S: nothing that is installed; -B: leave no bytecode in the build.

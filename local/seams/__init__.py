@@ -54,6 +54,7 @@ SEAMS = (
     "transport",
     "metrics",
     "queues",
+    "policies",
     "partiql",
     "s3events",
     "functions",

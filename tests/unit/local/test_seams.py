@@ -16,6 +16,7 @@ MOVES = {
     "transport": "import ministack.app as m; del m.pin_request_origin",
     "metrics": "import ministack.services.cloudwatch as m; m._metrics = {}",
     "queues": "import ministack.core.iam_actions as m; m.extract_iam_action = lambda request: None",
+    "policies": "import ministack.core.iam_evaluator as m; del m._fnmatch_compile",
     "partiql": "import ministack.core.iam_actions as m; m.dynamodb_resource_arns = lambda request: []",
     "s3events": "import ministack.services.s3 as m; m._fire_s3_event = lambda bucket: None",
     "functions": "import ministack.core.lambda_runtime as m; m._PYTHON_WORKER_SCRIPT = 'run()'",
