@@ -359,13 +359,13 @@ def refused_by_broken_fleet(sample: Sample) -> bool:
 
 def outcome(phase: Phase, samples: list[Sample]) -> dict:
     """What came of a phase: counts, and latencies in milliseconds."""
-    broken = [sample for sample in samples if phase.name == "rollback" and refused_by_broken_fleet(sample)]
     good = sorted(sample.seconds for sample in samples if sample.status == 200) or [float("nan")]
-    failed = [sample for sample in samples if sample.status != 200 and sample not in set(broken)]
+    other = [sample for sample in samples if sample.status != 200]
+    failed = [sample for sample in other if phase.name != "rollback" or not refused_by_broken_fleet(sample)]
     return {
         "sent": len(samples),
         "failed": len(failed),
-        "refused_by_broken_fleet": len(broken),
+        "refused_by_broken_fleet": len(other) - len(failed),
         "p50_ms": round(1e3 * good[len(good) // 2], 2),
         "p99_ms": round(1e3 * good[int(len(good) * 0.99)], 2),
         "failures": sorted({f"{sample.status} {sample.body[:200]!r}" for sample in failed})[:3],

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-from local.emulator import Emulator, EmulatorError
+from local.emulator import STATE, Emulator, EmulatorError
 from local.stack import Stack, StackError
 
 
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     up.add_argument("--no-deploy", action="store_true", help="start an empty account, deploy nothing")
     up.add_argument("--no-auth", action="store_true", help="do not enforce IAM policies")
-    up.add_argument("--keep", action="store_true", help="load what the last run saved, and save this one's at the end")
+    up.add_argument("--keep", action="store_true", help="go on from what the last such run saved, and save as it goes")
     up.add_argument("--verbose", action="store_true", help="show what sam prints")
     commands.add_parser("down", help="stop what `make demo KEEP=1` left running")
     return main
@@ -64,7 +64,8 @@ def up(arguments: argparse.Namespace) -> None:
         parameters[name] = value
     if arguments.name:
         parameters["Name"] = arguments.name
-    with Emulator(port=arguments.port, auth=not arguments.no_auth, keep=arguments.keep) as aws:
+    state = STATE / "kept" if arguments.keep else STATE  # what begins empty must not empty what is kept
+    with Emulator(port=arguments.port, state=state, auth=not arguments.no_auth, keep=arguments.keep) as aws:
         print(f"AWS runs at {aws.endpoint_url}; its log is {aws.log}", flush=True)
         if not arguments.no_deploy:
             started = time.monotonic()

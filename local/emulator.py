@@ -145,19 +145,19 @@ class Emulator:
             check_port(self.port)
         else:
             self.port = free_port()
-        lock = self._lock_state(GONE_SECONDS)
-        self._prepare_state()
-        with lock, self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "local.server"],
-                cwd=CHECKOUT,
-                env=self._process_environment(),
-                stdin=subprocess.PIPE,  # closes when this process ends, which ends the emulator
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=[lock.fileno()],  # holds the lock for as long as it lives
-            )
+        with self._lock_state(GONE_SECONDS) as lock:
+            self._prepare_state()
+            with self.log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "local.server"],
+                    cwd=CHECKOUT,
+                    env=self._process_environment(),
+                    stdin=subprocess.PIPE,  # closes when this process ends, which ends the emulator
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=[lock.fileno()],  # holds the lock for as long as it lives
+                )
         atexit.register(self.stop)
         try:
             self._wait()

@@ -74,13 +74,12 @@ def finish(code: int) -> None:
 
 
 def stop_services() -> None:
-    """Stop what serves (jobs and endpoints of SageMaker, the workers of functions), then save."""
-    try:
-        sagemaker.shutdown()
-    except Exception:
-        logger.exception("SageMaker did not stop cleanly")
-    lambda_runtime.reset()
-    persistence.finish()
+    """Stop what serves (jobs and endpoints of SageMaker, the workers of functions), then save, whatever failed."""
+    for step in (sagemaker.shutdown, lambda_runtime.reset, persistence.finish):
+        try:
+            step()
+        except Exception:
+            logger.exception("%s.%s failed", step.__module__, step.__name__)
 
 
 def settle_memory() -> None:

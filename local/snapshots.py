@@ -3,19 +3,22 @@
 A service's state is a dict of stores, as ministack's `get_state` returns it. It is taken apart into nodes (a table, its
 items, a queue, its messages) and each node into parts that are rows of the file. `Snapshots.changes` compares the
 living state with what was written before and finds the parts that differ; `Snapshots.write` puts them down in one
-transaction, so that whatever happens to the process, the file holds one state of each service, whole.
+transaction, so that whatever happens to the process, the file holds one state of each service, whole. Large bytes (the
+parts of uploads) have files of their own beside it, named by their hash.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import json
 import logging
 import os
+import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,9 @@ logger = logging.getLogger("houndloop.snapshots")
 
 FORMAT = 1
 CHUNK = 200  # values of a list in one row
+BATCH = 1 << 22  # characters of rows in one statement, which take memory; SQLite takes no more than 10^9
+LARGE = 1 << 16  # bytes that have a file of their own
+FILE = "__file__"  # the mark of their names
 SHELL = ""  # the part that holds what kind of container a node is
 SCHEMA = """
     CREATE TABLE IF NOT EXISTS parts (
@@ -34,6 +40,10 @@ SCHEMA = """
         PRIMARY KEY (service, node, part)
     )
 """
+# Rows that name files, found without reading the others.
+INDEX = "CREATE INDEX IF NOT EXISTS files ON parts (service) WHERE instr(value, '\"__file__\"')"
+NAMED = "SELECT value FROM parts WHERE instr(value, '\"__file__\"')"
+NAME = re.compile(r'"__file__": "([0-9a-f]{64})"')
 
 
 def _rows(columns: int) -> str:
@@ -55,9 +65,8 @@ MOVE = """
 """
 DELETE_NODES = f"DELETE FROM parts WHERE (service, node) IN (SELECT {_rows(2)})"
 
-encode = json.JSONEncoder(default=_json_default).encode
-decode = json.JSONDecoder().decode
-decode_marked = json.JSONDecoder(object_hook=_json_object_hook).decode  # with ministack's marks, `__bytes__` for one
+encode_plain = json.JSONEncoder().encode
+decode_plain = json.JSONDecoder().decode
 
 Path_ = tuple[Any, ...]
 Parts = dict[Any, Any]  # part of a node (a tuple, or SHELL): value
@@ -139,7 +148,10 @@ class Items:
 
 
 class Growing:
-    """A list whose values never change, most often appended to: a part for every `CHUNK` of them."""
+    """A list whose values never change, most often appended to: a part for every `chunk` of them."""
+
+    def __init__(self, chunk: int = CHUNK) -> None:
+        self.chunk = chunk
 
     def changes(self, kept: Any, value: Any) -> tuple[Any, Parts, list] | None:
         """See `Whole.changes`."""
@@ -148,10 +160,10 @@ class Growing:
             return None
         write: Parts = {SHELL: []} if kept is None else {}
         known = kept or []
-        for start in range(0, len(living), CHUNK):
-            if living[start : start + CHUNK] != known[start : start + CHUNK]:
-                write[(start // CHUNK,)] = living[start : start + CHUNK]
-        count, before = (-(-len(values) // CHUNK) for values in (living, known))
+        for start in range(0, len(living), self.chunk):
+            if living[start : start + self.chunk] != known[start : start + self.chunk]:
+                write[(start // self.chunk,)] = living[start : start + self.chunk]
+        count, before = (-(-len(values) // self.chunk) for values in (living, known))
         return living, write, [(chunk,) for chunk in range(count, before)]
 
 
@@ -238,6 +250,16 @@ class Changes:
         return bool(self.all or self.write or self.delete or self.gone)
 
 
+def batches(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """The rows as JSON, no more than about `BATCH` characters at a time."""
+    start = size = 0
+    for end, row in enumerate(rows, 1):
+        size += sum(map(len, row))
+        if size >= BATCH or end == len(rows):
+            yield json.dumps(rows[start:end])
+            start, size = end, 0
+
+
 class Snapshots:
     """The file, and what is known to be in it. `endpoint` is the URL of the emulator, with a slash at its end."""
 
@@ -245,17 +267,25 @@ class Snapshots:
         self.path, self.endpoint = path, endpoint
         self._kept: dict[str, dict[Path_, Any]] = {}
         self._unwritable: set[tuple[str, Path_]] = set()
+        self._files = path.with_name("files")
+        self._encode = json.JSONEncoder(default=self._marked).encode
+        self._decode = json.JSONDecoder(object_hook=self._unmarked).decode
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._connection = self._open()
         except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # the disk is full, or the file in use: it is as it was
+                raise
             aside = path.with_name(f"{path.name}.unreadable-{int(time.time())}")
             logger.error("%s cannot be read (%s): kept as %s, and begun anew", path, error, aside.name)
             for suffix in ("", "-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(f"{path}{suffix}", f"{aside}{suffix}")
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self._files, f"{aside}-files")
             self._connection = self._open()
         self._move()
+        self._remove_files()
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
@@ -266,6 +296,7 @@ class Snapshots:
             if found not in (0, FORMAT):
                 raise sqlite3.DatabaseError(f"its format is {found}, not {FORMAT}")
             connection.execute(SCHEMA)
+            connection.execute(INDEX)
             connection.execute(f"PRAGMA user_version = {FORMAT}")
             connection.execute("SELECT count(*) FROM parts").fetchone()
         except BaseException:
@@ -300,14 +331,14 @@ class Snapshots:
             try:
                 part = ast.literal_eval(part_text) if part_text else ()
                 node = paths.get(node_text) or paths.setdefault(node_text, ast.literal_eval(node_text))
-                value = decode_marked(text) if '"__' in text else decode(text)
+                value = self.decoded(text)
                 if not part:
                     found[node] = value
                 elif isinstance(found[node], list):
                     found[node].extend(value)
                 else:
                     _inner(found[node], part[:-1])[part[-1]] = value
-            except (KeyError, SyntaxError, TypeError, ValueError):
+            except (KeyError, OSError, SyntaxError, TypeError, ValueError):
                 logger.exception("%s: %s %s of %s is unreadable, left out", self.path, node_text, part_text, service)
         state: dict = {}
         for node in sorted(found, key=len):
@@ -356,23 +387,61 @@ class Snapshots:
                     if change.all:
                         connection.execute("DELETE FROM parts WHERE service = ?", (change.service,))
                 for statement, of in ((DELETE_NODES, gone), (DELETE, parts), (UPSERT, rows)):
-                    if of:
-                        connection.execute(statement, (json.dumps(of),))
+                    for batch in batches(of):
+                        connection.execute(statement, (batch,))
         except BaseException:
             for change in changes:
                 self.forget(change.service)
             raise
+        self._remove_files()
 
     def _rows(self, changes: Changes) -> Iterator[tuple[str, str, str, str]]:
         for node, part, value in changes.write:
             try:
-                text = encode(value)
-            except (TypeError, ValueError):  # as with ministack's own files, what is not data is not kept
+                text = self.encoded(value)
+            except (RecursionError, TypeError, ValueError):  # as in ministack's own files, what is not data is not kept
                 if (changes.service, node) not in self._unwritable:
                     self._unwritable.add((changes.service, node))
                     logger.exception("%s of %s cannot be written", node, changes.service)
                 continue
             yield changes.service, repr(node), SHELL if part == SHELL else repr(part), text
+
+    def encoded(self, value: Any) -> str:
+        """A value as JSON, with ministack's marks for what JSON has not, and ours for large bytes.
+
+        A space in front says that it has no marks, only what looks like them.
+        """
+        try:
+            text = encode_plain(value)
+        except TypeError:
+            return self._encode(value)
+        return f" {text}" if '"__' in text else text
+
+    def decoded(self, text: str) -> Any:
+        """The value that `encoded` made JSON of."""
+        return self._decode(text) if '"__' in text and not text.startswith(" ") else decode_plain(text)
+
+    def _marked(self, value: Any) -> dict:
+        if not isinstance(value, (bytes, bytearray)) or len(value) < LARGE:
+            return _json_default(value)
+        path = self._files / hashlib.sha256(value).hexdigest()
+        if not path.exists():
+            self._files.mkdir(exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_bytes(value)
+            os.replace(partial, path)
+        return {FILE: path.name}
+
+    def _unmarked(self, value: dict) -> Any:
+        return (self._files / value[FILE]).read_bytes() if FILE in value else _json_object_hook(value)
+
+    def _remove_files(self) -> None:
+        """Remove the files that no row names any more."""
+        if not (there := os.listdir(self._files) if self._files.exists() else []):
+            return
+        named = {name for (text,) in self._connection.execute(NAMED) for name in NAME.findall(text)}
+        for name in set(there) - named:
+            (self._files / name).unlink()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

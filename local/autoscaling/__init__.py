@@ -1,5 +1,6 @@
 """Application Auto Scaling for the variants of SageMaker endpoints, beside the local SageMaker.
 
-`api` is the protocol and what is registered, `policies` decides in pure functions, `scaler` watches alarms and acts.
-It changes a variant as AWS does, with UpdateEndpointWeightsAndCapacities, and keeps its alarms in CloudWatch.
+`api` is the protocol and what is registered, `checks` refuses, `policies` decides in pure functions, `scaler` watches
+alarms and acts.
+A variant is changed as AWS does it, with UpdateEndpointWeightsAndCapacities, and the alarms are CloudWatch's.
 """

@@ -20,26 +20,15 @@ from local.sagemaker.errors import SageMakerError, SerializationException, Unkno
 from local.sagemaker.settings import Settings
 from local.sagemaker.store import Record, Store, now, record
 
-from . import policies
-from .errors import (
-    InvalidNextToken,
-    LimitExceeded,
-    NotImplementedLocally,
-    ObjectNotFound,
-    ResourceNotFound,
-    TooManyTags,
-)
-from .scaler import ACTIVITY, POLICY, TARGET, Call, Refused, Scaler, actions, variant_of
+from . import checks, policies
+from .checks import DIMENSION, NAMESPACE, Refusal
+from .scaler import ACTIVITY, POLICY, TARGET, Call, Refused, Scaler, invokes, variant_of
 
 logger = logging.getLogger(__name__)
 PREFIX = "AnyScaleFrontendService"
-NAMESPACE, DIMENSION = "sagemaker", "sagemaker:variant:DesiredInstanceCount"
 SUSPENSIONS = ("DynamicScalingInSuspended", "DynamicScalingOutSuspended", "ScheduledScalingSuspended")
-METRICS = (policies.INVOCATIONS, "SageMakerVariantConcurrentRequestsPerModelHighResolution")  # of this dimension
 BURSTABLE = re.compile(r"ml\.t\d")
-# Quotas of an account and page sizes: the API reference, and "Quotas for Application Auto Scaling".
-MAX_TAGS, MAX_POLICIES, MAX_STEPS, PAGE, POLICY_PAGE = 50, 50, 20, 50, 10
-UNSUPPORTED = "Unsupported service namespace, resource type or scalable dimension"
+PAGE, POLICY_PAGE = 50, 10  # the most items of a Describe answer, by the API reference
 
 
 @functools.cache
@@ -54,6 +43,7 @@ class AutoScaling:
     def __init__(self, store: Store, call: Call) -> None:
         self.store, self.call = store, call
         self.scaler = Scaler(store, call)
+        self.watching: asyncio.Task | None = None
         self.actions: dict[str, Callable[[dict], Awaitable[dict]]] = {
             "RegisterScalableTarget": self.register,
             "DescribeScalableTargets": self.describe_targets,
@@ -85,14 +75,13 @@ class AutoScaling:
         if action not in service_model().operation_names:
             raise UnknownOperation
         if action not in self.actions:
-            raise NotImplementedLocally(f"The action {action}")
+            raise checks.not_implemented(f"The action {action}")
         try:
-            request = json.loads(body or b"{}")
-        except ValueError:
+            parsed = json.loads(body or b"{}")
+        except (ValueError, RecursionError):
             raise SerializationException from None
-        validation.validate_shape(service_model().operation_model(action).input_shape, request)
-        request = {name: value for name, value in request.items() if value is not None}
-        check_scope(request)
+        request = validation.validate_shape(service_model().operation_model(action).input_shape, parsed)
+        checks.check_scope(request)
         return await self.actions[action](request)
 
     # Scalable targets
@@ -124,7 +113,6 @@ class AutoScaling:
         return {"ScalableTargetARN": target["ScalableTargetARN"]}
 
     def _new_target(self, resource: str, tags: dict[str, str]) -> Record:
-        check_tags(tags)
         prefix, account = f"arn:aws:application-autoscaling:{host.region()}", host.account()
         target_arn = f"{prefix}:{account}:scalable-target/0ec5{uuid.uuid4().hex}"
         # As on AWS, RoleARN of a request has no effect: the service-linked role acts.
@@ -169,15 +157,13 @@ class AutoScaling:
         return endpoint["EndpointStatus"]
 
     def _target(self, request: dict, missing: str = "registered") -> Record:
-        return self.store.get(
-            TARGET, request["ResourceId"], lambda: ObjectNotFound(f"No scalable target {missing} for {words(request)}")
-        )
+        words = f"No scalable target {missing} for {described(request)}"
+        return self.store.get(TARGET, request["ResourceId"], lambda: Refusal("ObjectNotFoundException", words))
 
     async def describe_targets(self, request: dict) -> dict:
         """DescribeScalableTargets."""
         wanted = request.get("ResourceIds")
-        if "ScalableDimension" in request and not wanted:
-            raise ValidationException("ResourceIds must be specified when ScalableDimension is specified")
+        checks.check_filter(request, "ResourceIds")
         found = [target for target in self.store.all(TARGET) if not wanted or target["ResourceId"] in wanted]
         found.sort(key=lambda target: target["ResourceId"])
         return answer_page("ScalableTargets", found, request, PAGE)
@@ -195,22 +181,19 @@ class AutoScaling:
         policy = self._policy(request)
         kind = request.get("PolicyType") or (policy or {}).get("PolicyType") or policies.STEPS
         if kind not in policies.CONFIGURATIONS:
-            raise NotImplementedLocally(f"PolicyType {kind}")
+            raise checks.not_implemented(f"PolicyType {kind}")
         member = policies.CONFIGURATIONS[kind]
-        for other in {*policies.CONFIGURATIONS.values(), "PredictiveScalingPolicyConfiguration"} - {member}:
-            if other in request:
+        for other in (*policies.CONFIGURATIONS.values(), "PredictiveScalingPolicyConfiguration"):
+            if other in request and other != member:
                 raise ValidationException(f"{other} cannot be specified for a policy of type {kind}")
         config = request.get(member) or (policy or {}).get(member)
         if not config:
             raise ValidationException(f"{member} must be specified for a policy of type {kind}")
         if policy and policy["PolicyType"] != kind:
             raise ValidationException("The type of a scaling policy cannot be changed")
-        (check_tracking if kind == policies.TRACKING else check_steps)(config)
-        if policy is None:
-            if len(self.scaler.policies(target)) >= MAX_POLICIES:
-                raise LimitExceeded(f"A scalable target can have at most {MAX_POLICIES} scaling policies")
-            policy = self._new_policy(request, target, kind)
-        old, policy = policy, policy | {member: config}
+        (checks.check_tracking if kind == policies.TRACKING else checks.check_steps)(config)
+        old = policy or self._new_policy(request, target, kind)
+        policy = old | {member: config}
         if kind == policies.TRACKING:
             # Under new names, as with every change of a policy; the old ones go once these are there.
             await self.scaler.put_alarms(policy, [str(uuid.uuid4()), str(uuid.uuid4())])
@@ -249,8 +232,7 @@ class AutoScaling:
     async def describe_policies(self, request: dict) -> dict:
         """DescribeScalingPolicies."""
         names, resource = request.get("PolicyNames"), request.get("ResourceId")
-        if "ScalableDimension" in request and not resource:
-            raise ValidationException("ResourceId must be specified when ScalableDimension is specified")
+        checks.check_filter(request, "ResourceId")
         found = [
             policy
             for policy in self.store.all(POLICY)
@@ -265,7 +247,8 @@ class AutoScaling:
         """DeleteScalingPolicy: the alarms of target tracking go with it."""
         policy = self._policy(request)
         if policy is None:
-            raise ObjectNotFound(f"No scaling policy found for {words(request)}, policy name: {request['PolicyName']}")
+            words = f"No scaling policy found for {described(request)}, policy name: {request['PolicyName']}"
+            raise Refusal("ObjectNotFoundException", words)
         await self.scaler.forget_policy(policy)
         return {}
 
@@ -274,8 +257,7 @@ class AutoScaling:
     async def describe_activities(self, request: dict) -> dict:
         """DescribeScalingActivities: newest first; those that changed nothing only if asked for."""
         resource = request.get("ResourceId")
-        if "ScalableDimension" in request and not resource:
-            raise ValidationException("ResourceId must be specified when ScalableDimension is specified")
+        checks.check_filter(request, "ResourceId")
         found = [
             activity
             for activity in self.store.all(ACTIVITY)
@@ -288,17 +270,14 @@ class AutoScaling:
     def _tagged(self, request: dict) -> Record:
         target = self.store.by_arn(request["ResourceARN"])
         if target is None or target["_kind"] != TARGET:
-            raise ResourceNotFound(
-                f"The specified resource doesn't exist: {request['ResourceARN']}", ResourceName=request["ResourceARN"]
-            )
+            words = f"The specified resource doesn't exist: {request['ResourceARN']}"
+            raise Refusal("ResourceNotFoundException", words, ResourceName=request["ResourceARN"])
         return target
 
     async def tag(self, request: dict) -> dict:
         """TagResource."""
         target = self._tagged(request)
-        tags = target["_tags"] | request["Tags"]
-        check_tags(tags, target["_arn"])
-        target["_tags"] = tags
+        target["_tags"] |= request["Tags"]
         self.store.save(target)
         return {}
 
@@ -324,7 +303,7 @@ class AutoScaling:
         ]
 
 
-def words(request: dict) -> str:
+def described(request: dict) -> str:
     """What a request names, as AWS's errors say it."""
     return (
         f"service namespace: {request['ServiceNamespace']}, resource ID: {request['ResourceId']}, "
@@ -336,84 +315,8 @@ def alarms_of(policy: Record, alarms: list[dict]) -> list[dict]:
     """The alarms made for a policy, or, of step scaling, those that name it as their action."""
     if policy["PolicyType"] == policies.TRACKING:
         return policy["Alarms"]
-    named = [alarm for alarm in alarms if policy["PolicyARN"] in actions(alarm)]
+    named = [alarm for alarm in alarms if invokes(alarm, policy)]
     return [{"AlarmName": alarm["AlarmName"], "AlarmARN": alarm["AlarmArn"]} for alarm in named]
-
-
-def check_scope(request: dict) -> None:
-    """Refuse by name what scales on AWS but not here, and in AWS's words what scales nowhere."""
-    namespace, dimension = request.get("ServiceNamespace", NAMESPACE), request.get("ScalableDimension", DIMENSION)
-    if namespace != NAMESPACE:
-        raise NotImplementedLocally(f"The service namespace {namespace}")
-    if not dimension.startswith(f"{NAMESPACE}:"):
-        raise ValidationException(UNSUPPORTED)
-    if dimension != DIMENSION:
-        raise NotImplementedLocally(f"The scalable dimension {dimension}")
-    for resource in request.get("ResourceIds", [request["ResourceId"]] if "ResourceId" in request else []):
-        if not policies.RESOURCE.fullmatch(resource):
-            raise ValidationException(UNSUPPORTED)
-
-
-def check_tags(tags: dict, resource_arn: str = "") -> None:
-    """Raises TooManyTags."""
-    if len(tags) > MAX_TAGS:
-        raise TooManyTags(f"A scalable target can have at most {MAX_TAGS} tags", ResourceName=resource_arn)
-
-
-def check_tracking(config: dict) -> None:
-    """Refuse a target tracking configuration that AWS would refuse, or that is not implemented here."""
-    predefined = config.get("PredefinedMetricSpecification")
-    custom = config.get("CustomizedMetricSpecification")
-    if bool(predefined) == bool(custom):
-        raise ValidationException(
-            "Exactly one of PredefinedMetricSpecification and CustomizedMetricSpecification must be specified"
-        )
-    if predefined and predefined["PredefinedMetricType"] not in METRICS:
-        raise ValidationException(
-            f"Scalable dimension {DIMENSION} only supports the following predefined metric types: {', '.join(METRICS)}"
-        )
-    if predefined and predefined["PredefinedMetricType"] != policies.INVOCATIONS:
-        raise NotImplementedLocally(f"PredefinedMetricType {predefined['PredefinedMetricType']}")
-    if predefined and predefined.get("ResourceLabel"):
-        raise ValidationException("ResourceLabel can only be specified for ALBRequestCountPerTarget")
-    if custom and custom.get("Metrics"):
-        raise NotImplementedLocally("CustomizedMetricSpecification.Metrics")
-    for name in ("MetricName", "Namespace", "Statistic"):
-        if custom and not custom.get(name):
-            raise ValidationException(f"CustomizedMetricSpecification.{name} must be specified")
-    if config["TargetValue"] <= 0:
-        raise ValidationException("TargetValue must be greater than 0")
-    check_cooldowns(config, "ScaleOutCooldown", "ScaleInCooldown")
-
-
-def check_steps(config: dict) -> None:
-    """Refuse a step scaling configuration that AWS would refuse."""
-    steps = config.get("StepAdjustments")
-    if not config.get("AdjustmentType"):
-        raise ValidationException("AdjustmentType must be specified")
-    if not steps:
-        raise ValidationException("At least one StepAdjustment must be specified")
-    if len(steps) > MAX_STEPS:
-        raise LimitExceeded(f"A step scaling policy can have at most {MAX_STEPS} step adjustments")
-    intervals = sorted(policies.bounds(step) for step in steps)
-    if any(low >= high for low, high in intervals):
-        raise ValidationException("MetricIntervalUpperBound must be greater than MetricIntervalLowerBound")
-    for (_, end), (begin, _) in zip(intervals, intervals[1:], strict=False):
-        if end != begin:
-            fault = "overlap" if begin < end else "have gaps between them"
-            raise ValidationException(f"StepAdjustment intervals can't {fault}")
-    if config["AdjustmentType"] == "ExactCapacity" and any(step["ScalingAdjustment"] < 0 for step in steps):
-        raise ValidationException("ScalingAdjustment must not be negative for ExactCapacity")
-    if config.get("MinAdjustmentMagnitude") and config["AdjustmentType"] != "PercentChangeInCapacity":
-        raise ValidationException("MinAdjustmentMagnitude can only be specified for PercentChangeInCapacity")
-    check_cooldowns(config, "Cooldown")
-
-
-def check_cooldowns(config: dict, *names: str) -> None:
-    """Raises ValidationException for one below zero."""
-    for name in names:
-        if config.get(name, 0) < 0:
-            raise ValidationException(f"{name} must be greater than or equal to 0")
 
 
 def answer_page(member: str, found: list[Record], request: dict, most: int) -> dict:
@@ -423,7 +326,7 @@ def answer_page(member: str, found: list[Record], request: dict, most: int) -> d
         try:
             start = int(base64.urlsafe_b64decode(token.encode()))
         except ValueError:
-            raise InvalidNextToken("The next token supplied is invalid") from None
+            raise Refusal("InvalidNextTokenException", "The next token supplied is invalid") from None
     end = start + max(1, min(most, request.get("MaxResults", most)))
     shown = [{name: value for name, value in item.items() if not name.startswith("_")} for item in found[start:end]]
     more = {"NextToken": base64.urlsafe_b64encode(str(end).encode()).decode()} if end < len(found) else {}
@@ -431,17 +334,15 @@ def answer_page(member: str, found: list[Record], request: dict, most: int) -> d
 
 
 _service: AutoScaling | None = None
-_watching: asyncio.Task | None = None
 
 
 def service(call: Call) -> AutoScaling:
     """The one service of this emulator, made on first use, and watching from then on. `call` reaches other services."""
-    global _service, _watching
+    global _service
     if _service is None:
         policies.alarm_period()  # a wrong setting shows at once
         _service = AutoScaling(Store(Settings().state_dir / "autoscaling"), call)
-    if _watching is None:
-        _watching = asyncio.create_task(_service.scaler.watch())
+        _service.watching = asyncio.create_task(_service.scaler.watch())
     return _service
 
 

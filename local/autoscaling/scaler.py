@@ -19,7 +19,7 @@ TARGET, POLICY, ACTIVITY = "scalable-target", "scaling-policy", "scaling-activit
 INTERVAL = 1.0  # seconds between looks
 ZERO_INTERVAL = 60.0  # seconds between the zeros that a variant without requests reports
 UUID_LENGTH = 36
-KEPT_SECONDS = 6 * 7 * 24 * 3600  # activities are shown for six weeks
+KEPT = 500  # activities of an account and region; AWS shows those of six weeks
 
 Call = Callable[[str, str, dict], Awaitable[dict]]  # (service, action, request) to the answer; raises Refused
 
@@ -39,18 +39,21 @@ class Scaler:
         self.store, self.call = store, call
         self.alarmed: set[tuple[str, str, str]] = set()  # (account, region, alarm): new in ALARM; other threads add
         self._asked: dict[tuple[str, str, str], float] = {}  # when an alarm that stays in ALARM was last acted on
-        self._zeros: dict[str, float] = {}  # when a target's variant last reported zero
 
     async def watch(self) -> None:
         """Look after all targets, until cancelled."""
-        for account, region in sorted(self.store.scopes()):
-            with host.scope(account, region):
-                await self._restore_alarms()
+        await self._everywhere(self._restore_alarms)
         while True:
             await asyncio.sleep(INTERVAL)
-            for account, region in sorted(self.store.scopes()):
-                with host.scope(account, region):
-                    await self._look()
+            await self._everywhere(self._look)
+
+    async def _everywhere(self, work: Callable[[], Awaitable[None]]) -> None:
+        for account, region in sorted(self.store.scopes()):
+            with host.scope(account, region):
+                try:
+                    await work()
+                except Exception:
+                    logger.exception("the scalable targets of %s in %s could not be looked after", account, region)
 
     async def _restore_alarms(self) -> None:
         """Put again what CloudWatch had not saved when the emulator was killed."""
@@ -61,13 +64,7 @@ class Scaler:
 
     async def _look(self) -> None:
         targets = list(self.store.all(TARGET))
-        if not targets:
-            return
-        try:
-            alarms = await self._alarms()
-        except Exception:
-            logger.exception("the alarms could not be read")
-            return
+        alarms = await self._alarms() if targets else []
         for target in targets:
             try:
                 await self._tend(target, alarms)
@@ -78,11 +75,11 @@ class Scaler:
         """The alarms that invoke policies now: in ALARM, or put there since the last look."""
         scope = (host.account(), host.region())
         found = {alarm["AlarmName"]: alarm for alarm in await self.describe_alarms(StateValue="ALARM")}
-        new = {name for *where, name in self.alarmed.copy() if tuple(where) == scope}
-        self.alarmed -= {(*scope, name) for name in new}
-        for key in [key for key in self._asked if key[:2] == scope and (key[2] not in found or key[2] in new)]:
+        new = {key for key in self.alarmed.copy() if key[:2] == scope}
+        self.alarmed -= new
+        for key in [key for key in self._asked if key[:2] == scope and (key[2] not in found or key in new)]:
             del self._asked[key]
-        if missing := sorted(new - found.keys()):
+        if missing := sorted({name for *_, name in new} - found.keys()):
             found |= {alarm["AlarmName"]: alarm for alarm in await self.describe_alarms(AlarmNames=missing)}
         return [alarm for alarm in found.values() if alarm.get("ActionsEnabled", True)]
 
@@ -163,9 +160,12 @@ class Scaler:
         return [policy for policy in self.store.all(POLICY) if policy["_target"] == target["_name"]]
 
     def _report_zero(self, target: Record) -> None:
-        """SageMaker reports zero for a variant that scales and gets no requests, so that it scales in."""
-        if now() - self._zeros.get(target["_arn"], 0.0) >= min(ZERO_INTERVAL, policies.alarm_period()):
-            self._zeros[target["_arn"]] = now()
+        """SageMaker reports zero for a variant that scales and gets no requests, so that it scales in.
+
+        Here it does so for one with requests, too: a zero changes no sum.
+        """
+        if now() - target.get("_zero_at", 0.0) >= min(ZERO_INTERVAL, policies.alarm_period()):
+            target["_zero_at"] = now()
             named = policies.dimensions(target["ResourceId"])
             host.record_metric("AWS/SageMaker", "InvocationsPerInstance", 0.0, "None", named)
 
@@ -173,19 +173,11 @@ class Scaler:
 
     async def _follow(self, target: Record, current: int, alarms: list[dict]) -> None:
         """Do what the policies ask for, where an alarm is new, or has been in ALARM for another period."""
-        triggered = [
-            (policy, alarm)
-            for policy in self.policies(target)
-            for alarm in alarms
-            if any(action == policy["_arn"] or action.startswith(policy["_arn"] + ":") for action in actions(alarm))
-        ]
+        triggered = [(policy, alarm) for policy in self.policies(target) for alarm in alarms if invokes(alarm, policy)]
         moment = now()
-        due = False
-        for _, alarm in triggered:
-            key = (host.account(), host.region(), alarm["AlarmName"])
-            if moment - self._asked.get(key, -math.inf) >= alarm["Period"]:
-                self._asked[key] = moment
-                due = True
+        keys = {(host.account(), host.region(), alarm["AlarmName"]): alarm["Period"] for _, alarm in triggered}
+        due = [key for key, period in keys.items() if moment - self._asked.get(key, -math.inf) >= period]
+        self._asked |= dict.fromkeys(due, moment)
         if not due:
             return
         asked: list[tuple[int, Record, dict]] = []
@@ -225,8 +217,6 @@ class Scaler:
 
     async def _values(self, alarm: dict) -> dict[int, float]:
         """The alarm's statistic over its evaluation periods, by how many periods ago."""
-        if not alarm.get("MetricName"):
-            return {}  # metric math
         period, statistic, percentile = alarm["Period"], alarm.get("Statistic"), alarm.get("ExtendedStatistic")
         running = int(now() // period)
         request = {name: alarm[name] for name in ("Namespace", "MetricName", "Dimensions", "Unit") if alarm.get(name)}
@@ -274,16 +264,9 @@ class Scaler:
         if activity is None:
             return
         fulfilled = status == "InService" and variant["CurrentInstanceCount"] == activity["_to"]
-        done = f"Successfully set desired instance count to {activity['_to']}. "
-        activity["EndTime"] = now()
-        if fulfilled:
-            activity |= {
-                "StatusCode": "Successful",
-                "StatusMessage": f"{done}Change successfully fulfilled by sagemaker.",
-            }
-        else:
-            activity |= {"StatusCode": "Unfulfilled", "StatusMessage": f"{done}Change not fulfilled by sagemaker."}
-        self._keep(activity)
+        code, how = ("Successful", "successfully") if fulfilled else ("Unfulfilled", "not")
+        text = f"Successfully set desired instance count to {activity['_to']}. Change {how} fulfilled by sagemaker."
+        self._keep(activity | {"EndTime": now(), "StatusCode": code, "StatusMessage": text})
         policy = self.store.find(POLICY, activity["_policy"])
         if fulfilled and policy:
             direction = "_scaled_out" if activity["_to"] > activity["_from"] else "_scaled_in"
@@ -296,17 +279,14 @@ class Scaler:
 
     def _not_scaled(self, target: Record, cause: str, code: str, **capacity: int) -> None:
         """Note why nothing was changed, unless that is what was noted last."""
-        last = max(self.activities(target), key=lambda item: item["StartTime"], default={})
+        activities = [item for item in self.store.all(ACTIVITY) if item["ResourceId"] == target["ResourceId"]]
+        last = max(activities, key=lambda item: item["StartTime"], default={})
         if [reason["Code"] for reason in last.get("NotScaledReasons", [])] == [code]:
             return
         activity = self._activity(target, "Attempting to scale due to alarm triggered", cause)
         activity["StatusCode"] = "Successful" if code == "AlreadyAtDesiredCapacity" else "Failed"
         activity["NotScaledReasons"] = [{"Code": code} | capacity]
         self._keep(activity)
-
-    def activities(self, target: Record) -> list[Record]:
-        """The activities of a target."""
-        return [item for item in self.store.all(ACTIVITY) if item["ResourceId"] == target["ResourceId"]]
 
     def _activity(self, target: Record, description: str, cause: str) -> Record:
         id = str(uuid.uuid4())
@@ -317,9 +297,8 @@ class Scaler:
 
     def _keep(self, activity: Record) -> None:
         self.store.save(activity)
-        for old in self.store.all(ACTIVITY):
-            if old["StartTime"] < now() - KEPT_SECONDS:
-                self.store.delete(old)
+        for old in sorted(self.store.all(ACTIVITY), key=lambda item: item["StartTime"])[:-KEPT]:
+            self.store.delete(old)
 
 
 def within(target: dict, count: int) -> int:
@@ -333,6 +312,6 @@ def variant_of(variants: list[dict] | None, resource: str) -> dict | None:
     return next((variant for variant in variants or [] if variant["VariantName"] == name), None)
 
 
-def actions(alarm: dict) -> list[str]:
-    """What an alarm invokes in state ALARM."""
-    return alarm.get("AlarmActions") or []
+def invokes(alarm: dict, policy: Record) -> bool:
+    """Whether the alarm, in ALARM, invokes the policy: by its ARN, to which target tracking adds `:createdBy/…`."""
+    return any(f"{action}:".startswith(f"{policy['_arn']}:") for action in alarm.get("AlarmActions") or [])

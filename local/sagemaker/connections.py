@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-IDLE_LIMIT = 2.0  # seconds a connection may lie idle: less than any server's keep-alive, so none is found closed
+IDLE_LIMIT = 1.0  # seconds a connection may lie idle: servers keep one for 2 (gunicorn) or more
 
 
 class NotReached(Exception):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from . import host, rollout
-from .errors import ValidationException
+from .errors import ResourceLimitExceeded, ValidationException
 from .fleets import Fleet, Traffic, Variant, VariantPlan, healthy, stop
 from .instances import HealthError, Instance, serving_command, serving_environment
 from .jobs import FAILURE_REASON_LIMIT, Work, summaries
@@ -25,6 +25,7 @@ from .transfers import TransferError, Transfers
 
 logger = logging.getLogger(__name__)
 KIND = "endpoint"
+INSTANCE_QUOTA = 100  # of one type, in an account and region; AWS's differ by type, and are smaller at first
 ALARM_INTERVAL = 0.5  # seconds between looks at the alarms
 EXPECTED = (RolledBack, HealthError, TransferError, ValidationException)  # whose text is the reason, without a trace
 
@@ -48,6 +49,7 @@ class Endpoints:
         plans = self._plans(config_name)
         if deployment := request.get("DeploymentConfig"):
             self._check_deployment(deployment, plans)
+        self._check_quota(plans)
         created = now()
         endpoint = record(
             KIND,
@@ -120,6 +122,7 @@ class Endpoints:
     async def _delete(self, endpoint: Record) -> None:
         if traffic := self.router.traffic.pop(endpoint["_arn"], None):
             await self._retire(traffic.blue)
+        await self._remove(self._logs() / endpoint["_name"])
         self.store.delete(endpoint)
 
     # Updates
@@ -153,6 +156,7 @@ class Endpoints:
                     f'old one "{blue.config_name}".'
                 )
             self._check_deployment(deployment, plans)
+        self._check_quota(plans)
         endpoint["LastDeploymentConfig"] = deployment or rollout.default_deployment()
         endpoint["EndpointStatus"] = "Updating"
         self._pending(endpoint, config_name, plans)
@@ -199,7 +203,7 @@ class Endpoints:
             self._serve(endpoint, blue, reason)
             return
         traffic.settle(green)
-        endpoint["_serving"] = serving(config_name, plans)  # a restart from here on brings the new fleet back
+        self._commit(endpoint, config_name, plans)
         endpoint["ProductionVariants"] = [
             summary(blue, variant, status("Deleting", f"Terminating {len(variant.instances)} instance(s)."))
             for variant in blue.variants
@@ -224,6 +228,8 @@ class Endpoints:
                 )
             changes[name] = item
         wanted = [rescaled(variant.plan, changes.get(variant.name, {})) for variant in fleet.variants]
+        pairs = zip(fleet.variants, wanted, strict=True)
+        self._check_quota([replace(plan, count=plan.count - variant.plan.count) for variant, plan in pairs])
         endpoint["ProductionVariants"] = [
             summary(fleet, variant, status("Updating", scaling(variant.plan.count, plan.count)), plan)
             for variant, plan in zip(fleet.variants, wanted, strict=True)
@@ -253,16 +259,38 @@ class Endpoints:
             return
         surplus: list[Instance] = []
         for variant, plan in pairs:
-            variant.plan = plan
+            variant.plan, variant.credit = plan, 0.0
             kept = sorted([*variant.instances, *added[variant.name]], key=lambda instance: not instance.ready)
             variant.instances = kept[: plan.count]
             surplus += kept[plan.count :]
-        endpoint["_serving"] = serving(fleet.config_name, wanted)
+        self._commit(endpoint, fleet.config_name, wanted)
         self.store.save(endpoint)
         await stop(surplus, self.work.settings.drain_timeout)
         self._serve(endpoint, fleet)
 
+    def _commit(self, endpoint: Record, config_name: str, plans: list[VariantPlan]) -> None:
+        """From here on the change is made: a restart brings back what is new."""
+        endpoint["_serving"], endpoint["_changed"] = serving(config_name, plans), True
+
     # Fleets
+
+    def _check_quota(self, plans: list[VariantPlan]) -> None:
+        """Raises ResourceLimitExceeded, in AWS's words, if these instances were too many beside those in use."""
+        used, added = Counter[str | None](), Counter[str | None]()
+        for endpoint in self.store.all(KIND):
+            if endpoint["EndpointStatus"] != "Failed":
+                for kept in endpoint["_serving"]["variants"]:
+                    used[kept["instance_type"]] += kept["count"]
+        for plan in plans:
+            added[plan.instance_type] += plan.count
+        for kind, count in added.items():
+            if kind and count > 0 and used[kind] + count > INSTANCE_QUOTA:
+                raise ResourceLimitExceeded(
+                    f"The account-level service limit '{kind} for endpoint usage' is {INSTANCE_QUOTA} Instances, with "
+                    f"current utilization of {used[kind]} Instances and a request delta of {count} Instances. Please "
+                    "use AWS Service Quotas to request an increase for this quota. If AWS Service Quotas is not "
+                    "available, contact AWS support to request an increase for this quota."
+                )
 
     def _plans(self, config_name: str) -> list[VariantPlan]:
         """What an endpoint configuration asks for; raises ValidationException if it, or a model of it, is not there."""
@@ -271,37 +299,53 @@ class Endpoints:
             for definition in self.registry.config(config_name)["ProductionVariants"]
         ]
 
+    def _logs(self) -> Path:
+        return self.work.settings.state_dir / "endpoints" / host.account() / host.region()
+
     async def _build(self, endpoint: Record, config_name: str, plans: list[VariantPlan]) -> Fleet:
         """A fleet: models unpacked once each, no process started yet."""
-        folder = self.work.settings.state_dir / "endpoints" / host.account() / host.region() / endpoint["_name"]
+        folder = self._logs() / endpoint["_name"]  # of its instances' logs, each for as long as the instance
         folder.mkdir(parents=True, exist_ok=True)
-        variants = []
-        for plan in plans:
-            role_environment = host.role_environment(plan.role, endpoint["_arn"])
-            model = await self._model_folder(plan.container, Transfers(role_environment, plan.role))
-            argv = serving_command(plan.container["Image"], self.work.settings.checkout)
-            env = serving_environment(plan.container, model, role_environment, sum(item.count for item in plans))
-            group = f"/aws/sagemaker/Endpoints/{endpoint['EndpointName']}"
+        fleet = Fleet(config_name, [], now())
+        instances = sum(plan.count for plan in plans)
+        try:
+            for plan in plans:
+                fleet.variants.append(await self._variant(endpoint, plan, folder, instances))
+        except Exception:
+            await self._retire(fleet)
+            raise
+        return fleet
 
-            def new_instance(
-                name: str = plan.name, argv: list[str] = argv, env: dict = env, group: str = group, model: Path = model
-            ) -> Instance:
-                stream = f"{name}/i-{uuid.uuid4().hex[:17]}"
-                return Instance(self.work, argv, env, folder, group, stream, model)
+    async def _variant(self, endpoint: Record, plan: VariantPlan, folder: Path, instances: int) -> Variant:
+        """A variant of a fleet that has so many instances in all, whose logs are in `folder`."""
+        role_environment = host.role_environment(plan.role, endpoint["_arn"])
+        argv = serving_command(plan.container["Image"], self.work.settings.checkout)
+        model = await self._model_folder(plan.container, Transfers(role_environment, plan.role))
+        env = serving_environment(plan.container, model, role_environment, instances)
+        group = f"/aws/sagemaker/Endpoints/{endpoint['EndpointName']}"
 
-            variants.append(Variant(plan, new_instance))
-        return Fleet(config_name, variants, now())
+        def new_instance() -> Instance:
+            stream = f"{plan.name}/i-{uuid.uuid4().hex[:17]}"
+            return Instance(self.work, argv, env, folder, group, stream, model)
+
+        return Variant(plan, new_instance)
 
     async def _model_folder(self, container: dict, transfers: Transfers) -> Path:
         """Where the model's data lies unpacked, for all instances that serve it."""
         url = container.get("ModelDataUrl", "")
-        folder = self.work.settings.state_dir / "models" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}"
-        folder = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}")  # the object may have changed since
-        if url:
-            await self.work.blocking(transfers.unpack, url, folder)
-        else:
+        folder = self.work.settings.state_dir / "models" / uuid.uuid4().hex
+        if not url:
             folder.mkdir(parents=True)
+            return folder
+        try:
+            await self.work.blocking(transfers.unpack, url, folder)
+        except Exception:
+            await self._remove(folder)
+            raise
         return folder
+
+    async def _remove(self, folder: Path) -> None:
+        await self.work.blocking(shutil.rmtree, folder, True)
 
     async def _launch(self, fleet: Fleet) -> None:
         """Starts every instance and waits until all are healthy; raises HealthError."""
@@ -318,14 +362,15 @@ class Endpoints:
         folders = {instance.cwd for instance in fleet.instances}
         await stop(fleet.instances, self.work.settings.drain_timeout)
         for folder in folders:
-            await self.work.blocking(shutil.rmtree, folder, True)
+            await self._remove(folder)
 
     # What a poller sees
 
     def _become(self, endpoint: Record, state: str, reason: str = "") -> None:
         endpoint["EndpointStatus"] = state
         endpoint["LastModifiedTime"] = now()
-        endpoint.pop("FailureReason", None)
+        for member in ("FailureReason", "_changed"):
+            endpoint.pop(member, None)
         if reason:
             endpoint["FailureReason"] = reason[:FAILURE_REASON_LIMIT]
         self.store.save(endpoint)
@@ -369,22 +414,19 @@ class Endpoints:
 
     def recover(self) -> None:
         """After a restart: endpoints come back with what they last served; one that was being made goes on."""
+        shutil.rmtree(self._logs(), ignore_errors=True)  # of instances that are gone
         for endpoint in self.store.all(KIND):
-            state = endpoint["EndpointStatus"]
-            reason = ""
+            state, reason = endpoint["EndpointStatus"], endpoint.get("FailureReason", "")
             if state == "Deleting":
                 self.store.delete(endpoint)
             elif state != "Failed":
-                if state == "InService":
-                    # Not touched by its owner, and not to be touched until it is back.
-                    endpoint["EndpointStatus"] = "SystemUpdating"
-                    reason = endpoint.get("FailureReason", "")
-                elif state != "Creating":
-                    if endpoint["EndpointStatus"] != "SystemUpdating":
-                        endpoint["EndpointStatus"] = "RollingBack"
-                        reason = "The update was interrupted by a restart."
+                if state == "InService" or endpoint.get("_changed"):
+                    state = "SystemUpdating"  # not touched by its owner, and not to be touched until it is back
+                elif state == "Updating":
+                    state, reason = "RollingBack", "The update was interrupted by a restart."
+                if state != "Creating":
                     endpoint.pop("PendingDeploymentSummary", None)
-                self._become(endpoint, endpoint["EndpointStatus"], reason)
+                self._become(endpoint, state, reason)
                 self.work.start(self._start(endpoint, reason))
 
 

@@ -28,6 +28,7 @@ RESTART_DELAY_LIMIT = 60.0
 DEATH_NOTICE = 1.0  # seconds after a connection broke within which the end of its process would be known
 STARTS_BEFORE_FAILURE = 3  # ends before the first 200 of /ping after which a fleet is given up; later it never is
 SERVER_GRACE = 30.0  # seconds between SIGTERM and SIGKILL of a server
+MODEL = "/opt/ml/model"  # where a container finds its model
 LAST_LINES, LAST_CHARACTERS = 8, 700  # of a log, in a reason: the end matters, and FailureReason has a limit
 
 
@@ -55,7 +56,7 @@ class Instance:
         self._process: Process | None = None
         self._idle: deque[Connection] = deque()
         self._served = False  # whether it ever was healthy
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._task: asyncio.Task | None = None
 
     def start(self) -> None:
@@ -65,7 +66,7 @@ class Instance:
     async def _keep_alive(self) -> None:
         delay, starts = RESTART_DELAY, 0
         async with LogFollower(self.log, self.log_group, self.stream):
-            while not self._stopping:
+            while not self._stopping.is_set():
                 starts += 1
                 self._port = free_port()
                 env = self.env | {"SAGEMAKER_BIND_TO_PORT": str(self._port)}
@@ -76,9 +77,11 @@ class Instance:
                         self.failure = str(error)
                         return
                     logger.warning("%s could not be started again yet: %s", self.stream, error)
-                    await asyncio.sleep(delay)
-                    delay = min(RESTART_DELAY_LIMIT, delay * 2)
+                    delay = await self._pause(delay)
                     continue
+                if self._stopping.is_set():
+                    await self._process.stop(SERVER_GRACE)
+                    return
                 began = time.monotonic()
                 watching = asyncio.create_task(self._watch(self._process))
                 try:
@@ -87,7 +90,7 @@ class Instance:
                     watching.cancel()
                 self.ready = False
                 self._forget_connections()
-                if self._stopping:
+                if self._stopping.is_set():
                     return
                 logger.warning("%s ended with code %d; starting it again", self.stream, code)
                 if not self._served and starts >= STARTS_BEFORE_FAILURE:
@@ -95,8 +98,13 @@ class Instance:
                     return
                 if time.monotonic() - began > RESTART_DELAY_LIMIT:
                     delay = RESTART_DELAY
-                await asyncio.sleep(delay)
-                delay = min(RESTART_DELAY_LIMIT, delay * 2)
+                delay = await self._pause(delay)
+
+    async def _pause(self, seconds: float) -> float:
+        """Waits so long before the next start, or until there shall be none. Returns the seconds of the next pause."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        return min(RESTART_DELAY_LIMIT, seconds * 2)
 
     async def healthy(self, deadline: float, variant: str) -> None:
         """Waits until /ping answers 200; raises HealthError when the time (of time.monotonic) has come."""
@@ -116,7 +124,7 @@ class Instance:
         failed = 0
         while process.running:
             if await self._ping():
-                failed, self.ready, self._served = 0, not self._stopping, True
+                failed, self.ready, self._served = 0, not self._stopping.is_set(), True
             else:
                 failed += 1
             if self.ready and failed >= FAILED_PINGS:
@@ -170,12 +178,15 @@ class Instance:
             if connection is not None:
                 if keep and self.ready:
                     self._idle.append(connection)
+                    while self._idle and not self._idle[0].usable:  # left from when more were needed
+                        self._idle.popleft().close()
                 else:
                     connection.close()
 
     async def stop(self, drain: float) -> None:
         """Takes no more requests, lets those in flight end (`drain` seconds at most), ends the process."""
-        self._stopping, self.ready = True, False
+        self._stopping.set()
+        self.ready = False
         deadline = time.monotonic() + drain
         while self.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
@@ -183,12 +194,8 @@ class Instance:
         if self._process is not None and self._process.running:
             await self._process.stop(SERVER_GRACE)
         if self._task is not None:
-            # It may be between two starts: it sees `_stopping` only after its pause.
-            done, _ = await asyncio.wait({self._task}, timeout=0.5)
-            if not done:
-                self._task.cancel()
-            if self._process is not None and self._process.running:
-                await self._process.stop(SERVER_GRACE)
+            await asyncio.wait({self._task})
+        self.log.unlink(missing_ok=True)  # CloudWatch Logs has it all
 
 
 def serving_command(image: str, checkout: Path) -> list[str]:
@@ -202,10 +209,10 @@ def serving_command(image: str, checkout: Path) -> list[str]:
 def serving_environment(
     container: dict, model: Path, role_environment: dict[str, str], instances: int
 ) -> dict[str, str]:
-    """The environment of a server, but for its port. `/opt/ml/model` is the folder where the model was unpacked."""
+    """The environment of a server, but for its port. Paths below `MODEL` are below the folder of the unpacked model."""
     threads = max(1, (os.cpu_count() or 1) // max(1, instances))
     own = {
-        name: str(model) + value.removeprefix("/opt/ml/model") if value.startswith("/opt/ml/model") else value
+        name: str(model) + value.removeprefix(MODEL) if f"{value}/".startswith(f"{MODEL}/") else value
         for name, value in container.get("Environment", {}).items()
     }
     return (
@@ -217,8 +224,15 @@ def serving_environment(
     )
 
 
+_given_out: deque[int] = deque(maxlen=500)
+
+
 def free_port() -> int:
-    """A port of 127.0.0.1 that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of 127.0.0.1 that is free now, and was not given out lately: a server may be about to take it."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port not in _given_out:
+            _given_out.append(port)
+            return port

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from . import host
 from .container import Container, last_lines
-from .errors import ValidationException
+from .errors import NotImplementedLocally, ValidationException
 from .processes import Processes, SpawnError
 from .settings import Settings
 from .store import now
@@ -221,8 +221,12 @@ class MetricReader:
         return self.followed.setdefault(name, [])
 
     def final(self) -> list[dict]:
-        """As FinalMetricDataList has it."""
-        return [{"MetricName": name, "Value": value, "Timestamp": stamp} for name, (value, stamp) in self.last.items()]
+        """As FinalMetricDataList has it: without metrics that ended as nan or infinity, which JSON cannot carry."""
+        return [
+            {"MetricName": name, "Value": value, "Timestamp": stamp}
+            for name, (value, stamp) in self.last.items()
+            if math.isfinite(value)
+        ]
 
 
 def number(text: str | None) -> float | None:
@@ -263,12 +267,15 @@ def died_with_emulator() -> str:
     return "InternalServerError: The local AWS was stopped while the job ran. Please try again."
 
 
-def algorithm_error(container: Container, exit_code: int) -> str:
-    """FailureReason of a container that failed by itself: what it wrote to `failure`, or else the end of its log."""
+def algorithm_error(container: Container, exit_code: int, otherwise: Callable[[int], str] | None = None) -> str:
+    """FailureReason of a container that failed by itself: what it wrote to `failure`, or else the end of its log.
+
+    `otherwise`: what is told instead of the log, given how many characters there is room for.
+    """
     rest = f", exit code: {exit_code}"
     room = FAILURE_REASON_LIMIT - len("AlgorithmError: ") - len(rest)
-    text = container.failure()[:room] or "\n".join(last_lines(container.log, 12))[-room:]
-    return f"AlgorithmError: {text}{rest}"
+    told = otherwise(room) if otherwise else "\n".join(last_lines(container.log, 12))[-room:]
+    return f"AlgorithmError: {container.failure()[:room] or told}{rest}"
 
 
 def internal_error(error: Exception) -> str:
@@ -294,6 +301,19 @@ def check_role(role_arn: str) -> None:
             f"Could not assume role {role_arn}. Please ensure that the role exists and allows "
             "principal 'sagemaker.amazonaws.com' to assume the role."
         )
+
+
+def check_uri(uri: str) -> None:
+    """Refuses what AWS's pattern lets pass (https://) and nothing here can read."""
+    if not uri.startswith("s3://"):
+        raise NotImplementedLocally(f"The URI {uri!r}, which does not start with s3://,")
+
+
+def check_local_path(path: str, below: str, member: str) -> None:
+    """A container's path must be in the part of it that is a folder here."""
+    parts = PurePosixPath(path).parts
+    if parts[: len(PurePosixPath(below).parts)] != PurePosixPath(below).parts or ".." in parts:
+        raise ValidationException(f"Invalid {member} {path!r}: it must be a path below {below}.")
 
 
 def summaries(records: list[dict], *names: str) -> Iterator[dict]:

@@ -127,7 +127,7 @@ class Packages:
                 CreationTime=now(),
                 CreatedBy={},
                 _tags=[],
-                _request=request,
+                _request=request if "ClientToken" in request else None,
             )
         )
         return {"ModelPackageArn": package_arn}
@@ -136,7 +136,7 @@ class Packages:
         """The package that an earlier request with this ClientToken made; raises ConflictException if it differed."""
         token = request.get("ClientToken")
         for package in self._versions(group) if token else ():
-            earlier = package["_request"]
+            earlier = package.get("_request", {})
             if earlier.get("ClientToken") == token:
                 if earlier != request:
                     raise ConflictException("The client token was used before, with other parameters.")

@@ -17,7 +17,9 @@ from .jobs import (
     Stopped,
     Work,
     algorithm_error,
+    check_local_path,
     check_role,
+    check_uri,
     died_with_emulator,
     internal_error,
     summaries,
@@ -26,7 +28,6 @@ from .jobs import (
 from .processes import base_environment
 from .settings import LOCAL_IMAGE
 from .store import Record, Store, arn, now, page, record
-from .training import check_local_path, check_uri
 from .transfers import Cancelled, Mirror, TransferError, Transfers
 
 if TYPE_CHECKING:

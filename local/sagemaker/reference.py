@@ -72,8 +72,8 @@ system metrics of the profiler are not collected.""",
     "HyperParameterTuningJob": (
         "Hyperparameter tuning jobs",
         """\
-Optuna proposes the hyperparameters: its multivariate TPE sampler stands for `Bayesian`, so the values that it tries
-are not those that AWS would try. Training jobs of a tuning job run as all others do.""",
+Optuna proposes the hyperparameters. `Bayesian` is regression by a Gaussian process, as on AWS, but the values that it
+tries are not those that AWS would try. Training jobs of a tuning job run as all others do.""",
     ),
     "ProcessingJob": (
         "Processing jobs",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAX_HYPERPARAMETERS = 30  # AWS's limit for all ranges of a tuning job together
 LOG_SCALE_RATIO = 100.0  # Auto scaling searches logarithmically when a positive range spans two orders of magnitude
-GOOD_SHARE = 0.25  # of the trials so far, whose neighbourhood the Bayesian search prefers
+WIDE = 1000  # whole numbers in a range from which on it is searched as a continuous one: Optuna lists smaller ones
 IMPROVEMENT = 0.01  # BestObjectiveNotImproving: a training job that gains less than this share has not improved
 # AWS publishes the rule of early stopping, but not from when on it applies: these numbers are ours.
 EARLY_STOPPING_JOBS = 3  # completed training jobs before any other is stopped
@@ -29,6 +29,7 @@ class SearchSpace:
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         self.ranges = {item["Name"]: item for items in ranges.values() for item in items}
+        self.integers = {item["Name"] for item in ranges.get("IntegerParameterRanges", [])}
         self.distributions: dict[str, Any] = {}
         for item in ranges.get("ContinuousParameterRanges", []):
             low, high = limits(item)
@@ -37,8 +38,9 @@ class SearchSpace:
             logarithmic = is_reversed(item) or is_logarithmic(item)
             self.distributions[item["Name"]] = FloatDistribution(low, high, log=logarithmic)
         for item in ranges.get("IntegerParameterRanges", []):
-            low, high = limits(item)
-            self.distributions[item["Name"]] = IntDistribution(int(low), int(high), log=is_logarithmic(item))
+            low, high = map(int, limits(item))
+            kind = IntDistribution if high - low < WIDE else FloatDistribution
+            self.distributions[item["Name"]] = kind(low, high, log=is_logarithmic(item))
         for item in ranges.get("CategoricalParameterRanges", []):
             self.distributions[item["Name"]] = CategoricalDistribution(item["Values"])
 
@@ -50,7 +52,7 @@ class SearchSpace:
             if is_reversed(item):
                 low, high = limits(item)
                 value = min(max(1 - value, low), high)
-            found[name] = str(value)
+            found[name] = str(round(value) if name in self.integers else value)
         return found
 
     def parameters(self, texts: dict[str, str]) -> dict[str, Any] | None:
@@ -68,7 +70,7 @@ class SearchSpace:
             low, high = limits(item)
             if value is None or not low <= value <= high:
                 return None
-            if isinstance(distribution.low, int) and not value.is_integer():
+            if name in self.integers and not value.is_integer():
                 return None
             value = 1 - value if is_reversed(item) else value
             found[name] = type(distribution.low)(min(max(value, distribution.low), distribution.high))
@@ -80,28 +82,20 @@ def new_study(config: dict, space: SearchSpace, earlier: Iterable[tuple[dict[str
 
     `config` is HyperParameterTuningJobConfig; `earlier` the trials of a warm start's parents, as (hyperparameters,
     objective): those that lie in the search space become trials of the study, which count as its random beginning.
-    Importing Optuna takes a moment, so this does not belong on the event loop.
+    Importing Optuna takes a moment, and so does each proposal: neither belongs on the event loop.
     """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     seed = config.get("RandomSeed")
-    resources = config["ResourceLimits"]
     sampler: optuna.samplers.BaseSampler
     if config["Strategy"] == "Random":
         sampler = optuna.samplers.RandomSampler(seed=seed)
     else:
-        # A small budget must not be spent on random starts alone, and the best tenth of few trials, Optuna's default,
-        # says too little; running trials count as bad ones (constant liar), so that parallel trials do not all go to
-        # one place.
-        startup = max(2, min(10, resources["MaxNumberOfTrainingJobs"] // 3))
-        sampler = optuna.samplers.TPESampler(
-            seed=seed,
-            n_startup_trials=startup,
-            gamma=lambda trials: min(math.ceil(GOOD_SHARE * trials), 25),  # Optuna 6 will have no such argument
-            multivariate=True,
-            constant_liar=resources["MaxParallelTrainingJobs"] > 1,
-        )
+        # Regression by a Gaussian process, as on AWS. It knows of running trials, so that parallel ones do not all go
+        # to one place. A small budget must not be spent on random starts alone.
+        startup = max(2, min(10, config["ResourceLimits"]["MaxNumberOfTrainingJobs"] // 3))
+        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
     study = optuna.create_study(direction="maximize" if is_maximised(config) else "minimize", sampler=sampler)
     for texts, value in earlier:
         if (parameters := space.parameters(texts)) is not None:
@@ -214,7 +208,10 @@ def check_ranges(ranges: dict, static: dict[str, str], jobs: int) -> None:
 
 
 def check_range(item: dict) -> tuple[float, float]:
-    """The ends of a numeric range; raises ValidationException for one that cannot be searched."""
+    """The ends of a numeric range; raises ValidationException for one that cannot be searched.
+
+    AWS takes no range of a single value, and no value of a category twice (aws/amazon-sagemaker-feedback, issue 195).
+    """
     name = item["Name"]
     low, high = number(item["MinValue"]), number(item["MaxValue"])
     if low is None or high is None:

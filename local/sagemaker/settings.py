@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-LOCAL_IMAGE = re.compile(r"^local/(?P<folder>[A-Za-z0-9._-]+)(:[A-Za-z0-9._-]+)?$")
+LOCAL_IMAGE = re.compile(r"^local/(?P<folder>[A-Za-z0-9_-][A-Za-z0-9._-]*)(:[A-Za-z0-9._-]+)?$")
 REAL_TIME_BODY_LIMIT = 6 * 1024 * 1024  # InvokeEndpoint on a real-time endpoint, bytes (AWS's documented 6 MB)
 SERVERLESS_BODY_LIMIT = 4 * 1024 * 1024  # InvokeEndpoint on a serverless endpoint, bytes
 INVOCATION_TIMEOUT = 60.0  # seconds a container has to answer, AWS's limit for InvokeEndpoint

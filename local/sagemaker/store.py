@@ -6,12 +6,10 @@ A record has the members of the resource's Describe answer, and private ones tha
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import logging
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,24 +82,24 @@ class Store:
         return None
 
     def save(self, record: Record) -> None:
-        """Puts the record into memory and, whole or not at all, on disk."""
+        """Puts the record on disk, whole or not at all, and into memory."""
         if self.frozen:
             return
-        self._kind(record["_kind"])[record["_name"]] = record
         changes = events.due(record)
         path = self._path(record)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{uuid.uuid4().hex[:8]}.partial")
+        partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(record))
         os.replace(partial, path)
+        self._kind(record["_kind"])[record["_name"]] = record  # last: what failed above is not acknowledged
         events.send(record, changes)
 
     def delete(self, record: Record) -> None:
         """Forgets the record."""
         if self.frozen:
             return
-        self._kind(record["_kind"]).pop(record["_name"], None)
         self._path(record).unlink(missing_ok=True)
+        self._kind(record["_kind"]).pop(record["_name"], None)
         events.send(record, events.deleted(record))
 
     def _path(self, record: Record) -> Path:
@@ -150,8 +148,12 @@ def page(
     descending = order == "Descending"
     found.sort(key=place, reverse=descending)
     if token := request.get("NextToken"):
-        last = _last_shown(token, sort, order)
-        found = [r for r in found if (place(r) < last if descending else place(r) > last)]
+        try:
+            last = _last_shown(token, sort, order)
+            found = [r for r in found if (place(r) < last if descending else place(r) > last)]
+        except (ValueError, TypeError):
+            # Braces and all, as AWS says it.
+            raise ValidationException('Invalid pagination token because "{0}".') from None
     limit = request.get("MaxResults", PAGE)
     shown = found[:limit]
     more = json.dumps([sort, order, place(shown[-1])]) if len(found) > limit else ""
@@ -159,12 +161,11 @@ def page(
 
 
 def _last_shown(token: str, sort: str, order: str) -> list:
-    """Where the last page ended, from its token; a token of another order says nothing."""
-    with contextlib.suppress(ValueError):
-        given_sort, given_order, last = json.loads(base64.urlsafe_b64decode(token.encode()))
-        if (given_sort, given_order) == (sort, order):
-            return last
-    raise ValidationException('Invalid pagination token because "{0}".')  # braces and all, as AWS says it
+    """Where the last page ended, from its token; raises ValueError or TypeError for one of another action or order."""
+    given_sort, given_order, last = json.loads(base64.urlsafe_b64decode(token.encode()))
+    if (given_sort, given_order) != (sort, order):
+        raise ValueError(token)
+    return last
 
 
 def pick(source: dict, *names: str) -> dict:

@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import sys
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from . import host, toolkit
@@ -21,8 +20,10 @@ from .jobs import (
     Stopped,
     Work,
     algorithm_error,
+    check_local_path,
     check_metric_definitions,
     check_role,
+    check_uri,
     died_with_emulator,
     internal_error,
     summaries,
@@ -354,7 +355,7 @@ class TrainingJobs:
             mirror.sync()
         base = output_prefix(job)
         for folder, name in ((container.model, "model"), (container.output_data, "output")):
-            if (name == "model" and not with_model) or not any(folder.iterdir()):
+            if (name == "model" and not with_model) or not folder.is_dir() or not any(folder.iterdir()):
                 continue
             if job["OutputDataConfig"].get("CompressionType") == "NONE":
                 transfers.upload(folder, f"{base}/{folder.name}")
@@ -403,19 +404,6 @@ def output_prefix(job: dict) -> str:
     return f"{job['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}/output"
 
 
-def check_uri(uri: str) -> None:
-    """Refuses what AWS's pattern lets pass (https://) and nothing here can read."""
-    if not uri.startswith("s3://"):
-        raise NotImplementedLocally(f"The URI {uri!r}, which does not start with s3://,")
-
-
-def check_local_path(path: str, below: str, member: str) -> None:
-    """A container's path must be in the part of it that is a folder here."""
-    parts = PurePosixPath(path).parts
-    if parts[: len(PurePosixPath(below).parts)] != PurePosixPath(below).parts or ".." in parts:
-        raise ValidationException(f"Invalid {member} {path!r}: it must be a path below {below}.")
-
-
 def profiled(job: dict) -> dict:
     """The ProfilerConfig of a job whose profiler is on; empty for one whose is not."""
     config = job.get("ProfilerConfig") or {}
@@ -454,8 +442,5 @@ def failure_reason(job: dict, container: Container, argv: list[str], outcome: Ou
     """
     if not is_script(job):
         return algorithm_error(container, outcome.exit_code)
-    if not container.failure():
-        room = FAILURE_REASON_LIMIT - len("AlgorithmError: , exit code: 1")
-        text = toolkit.failure(last_lines(container.log, 100), argv, outcome.code, room)
-        (container.output / "failure").write_text(text, errors="replace")
-    return algorithm_error(container, 1)
+    lines = last_lines(container.log, 100)
+    return algorithm_error(container, 1, lambda room: toolkit.failure(lines, argv, outcome.code, room))

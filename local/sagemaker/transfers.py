@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import lzma
 import stat
 import tarfile
 import threading
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import boto3
 from botocore.config import Config
@@ -45,10 +46,11 @@ class Cancelled(Exception):
 
 def split(uri: str) -> tuple[str, str]:
     """`s3://bucket/key` as (bucket, key)."""
-    parsed = urlparse(uri, allow_fragments=False)
-    if parsed.scheme != "s3" or not parsed.netloc:
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not bucket:
         raise TransferError(f"ClientError: {uri!r} is not an S3 URI of the form s3://bucket/key.")
-    return parsed.netloc, uri.split("/", 3)[3] if uri.count("/") > 2 else ""
+    return bucket, key
 
 
 class Transfers:
@@ -93,11 +95,10 @@ class Transfers:
             objects = list(self._manifest(uri) if data_type == "ManifestFile" else self._prefix(uri))
         except (ClientError, BotoCoreError) as error:
             raise TransferError(f"ClientError: Data download failed:{reason(error)} ({uri})") from error
-        root = folder.resolve()
         for _, _, name in objects:
-            if not (root / name.lstrip("/")).resolve().is_relative_to(root):
+            if ".." in name.split("/"):
                 raise TransferError(f"ClientError: Data download failed:{name!r} leaves the channel's folder.")
-        self._each(lambda item: self._fetch(item[0], item[1], root / PurePosixPath(item[2].lstrip("/"))), objects)
+        self._each(lambda item: self._fetch(item[0], item[1], folder / item[2].lstrip("/")), objects)
         return len(objects)
 
     def _each(self, function: Callable[[Any], None], items: list) -> None:
@@ -164,7 +165,7 @@ class Transfers:
             self._fetch(*split(uri), archive)
             with tarfile.open(archive, "r:*") as tar:
                 tar.extractall(folder, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise TransferError(f"ClientError: {uri} could not be unpacked: {error}") from error
         finally:
             archive.unlink(missing_ok=True)
@@ -190,7 +191,9 @@ class Transfers:
         try:
             with path.open("rb") as file:
                 self.s3.put_object(Bucket=bucket, Key=key, Body=file)
-        except (ClientError, BotoCoreError) as error:
+        except FileNotFoundError:  # a mirrored file that is gone again
+            raise
+        except (ClientError, BotoCoreError, OSError) as error:
             raise TransferError(f"ClientError: Data upload failed:{reason(error)} ({uri})") from error
 
 

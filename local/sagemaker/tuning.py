@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 from . import search, warmstart
 from .errors import ResourceInUse, ResourceLimitExceeded, ResourceNotFound, SageMakerError, ValidationException
-from .jobs import Work, check_metric_definitions, died_with_emulator, internal_error, summaries
+from .jobs import (
+    FAILURE_REASON_LIMIT,
+    Work,
+    check_metric_definitions,
+    died_with_emulator,
+    internal_error,
+    summaries,
+)
 from .store import Record, Store, arn, now, page, pick, record
 from .training import ENDED, TrainingJobs
 from .training import KIND as TRAINING_JOB
@@ -209,7 +216,7 @@ class TuningJobs:
         if status in ENDED:
             job["HyperParameterTuningEndTime"] = job["LastModifiedTime"]
         if reason:
-            job["FailureReason"] = reason
+            job["FailureReason"] = reason[:FAILURE_REASON_LIMIT]
         self.store.save(job)
 
     async def _run(self, job: Record, stop: asyncio.Event) -> None:
@@ -245,8 +252,9 @@ class TuningJobs:
             elif len(children) < resources["MaxNumberOfTrainingJobs"] and (
                 len(running) < resources["MaxParallelTrainingJobs"]
             ):
-                trial = study.ask(space.distributions)
-                running[self._launch(job, len(children) + 1, space.texts(trial.params))] = trial
+                trial = await self.work.blocking(study.ask, space.distributions)
+                if not stop.is_set():
+                    running[self._launch(job, len(children) + 1, space.texts(trial.params))] = trial
             elif not running:
                 return
             else:
@@ -376,7 +384,7 @@ def objective_value(child: Record) -> float | None:
         return None
     metric = child["HyperParameters"][OBJECTIVE]
     values = [item["Value"] for item in child["FinalMetricDataList"] if item["MetricName"] == metric]
-    return values[-1] if values and math.isfinite(values[-1]) else None
+    return values[-1] if values else None
 
 
 def tell(study: optuna.Study, trial: optuna.trial.Trial, value: float | None) -> None:

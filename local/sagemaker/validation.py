@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import unicodedata
 from itertools import groupby
@@ -56,7 +57,7 @@ def parse(action: str, body: bytes) -> dict:
     """
     try:
         value = json.loads(body, parse_constant=_no_constant)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise SerializationException from None
     if isinstance(value, list):
         raise SerializationException(LIST_FOUND)
@@ -71,13 +72,17 @@ def validate(action: str, request: dict) -> None:
     _check(operation(action).input_shape, request)
 
 
-def validate_shape(shape: Shape | None, request: Any) -> None:
+def validate_shape(shape: Shape | None, request: Any) -> dict:
     """Both steps, for the input shape of any service's action and a request that was parsed as plain JSON.
+
+    Returns the request as `parse` does.
 
     Raises:
         SerializationException, ValidationException
     """
-    _check(shape, _read(shape, request) if shape else request)
+    request = _read(shape, request) if shape else request
+    _check(shape, request)
+    return request
 
 
 def _check(shape: Shape | None, request: dict) -> None:
@@ -124,7 +129,7 @@ def _scalar(kind: str, value: Any) -> Any:
         found, fits = "STRING_VALUE", kind == "string"
     else:
         found, fits = "NUMBER_VALUE", kind not in ("string", "boolean")
-    if not fits:
+    if not fits or value in (math.inf, -math.inf):  # 1e999; Python's JSON reads it as infinity
         raise SerializationException(f"{found} can not be converted to {JAVA_TYPES[kind]}")
     return int(value) if kind in ("integer", "long") else value  # AWS cuts a fraction off
 

@@ -60,19 +60,23 @@ class Warden:
     def run(self) -> None:
         """Serves until the emulator closes its end, then stops everything."""
         pending = b""
-        while not self.ending:
-            readable, _, _ = select.select([self.control.fileno(), self.wake_read], [], [])
-            if self.wake_read in readable:
-                self._drain_wakeups()
-                self.reap()
-            if self.control.fileno() in readable:
-                data = self.control.recv(1 << 16)
-                if not data:
-                    break
-                *lines, pending = (pending + data).split(b"\n")
-                for line in lines:
-                    self.obey(json.loads(line))
-        self.stop_all()
+        try:
+            while not self.ending:
+                readable, _, _ = select.select([self.control.fileno(), self.wake_read], [], [])
+                if self.wake_read in readable:
+                    self._drain_wakeups()
+                    self.reap()
+                if self.control.fileno() in readable:
+                    data = self.control.recv(1 << 16)
+                    if not data:
+                        break
+                    *lines, pending = (pending + data).split(b"\n")
+                    for line in lines:
+                        self.obey(json.loads(line))
+        except ConnectionError:  # the emulator was killed before it had read what it was told
+            pass
+        finally:
+            self.stop_all()
 
     def _drain_wakeups(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -127,13 +131,17 @@ class Warden:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(leader, number)
 
-    def reap(self) -> None:
-        """Reports ended leaders, and ends what they left behind in their groups or detached from them."""
-        reaped = False
+    def reap(self) -> bool:
+        """Reports ended leaders, and ends what they left behind in their groups or detached from them.
+
+        Returns whether any child is left.
+        """
+        reaped, left = False, True
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
+                left = False
                 break
             if pid == 0:
                 break
@@ -143,6 +151,7 @@ class Warden:
                 self.report(exited=self.groups.pop(pid), code=os.waitstatus_to_exitcode(status))
         if reaped:  # also one that was detached: what was below it has come up to here
             self.kill_detached()
+        return left
 
     def kill_detached(self) -> None:
         """Ends processes that left their group (setsid) and were handed to this one.
@@ -156,7 +165,7 @@ class Warden:
                     os.kill(int(entry.name), signal.SIGKILL)
 
     def stop_all(self) -> None:
-        """SIGTERM, a moment, SIGKILL."""
+        """SIGTERM, a moment, SIGKILL, until nothing is left."""
         for leader in self.groups:
             self.kill_group(leader, signal.SIGTERM)
         deadline = time.monotonic() + LAST_GRACE
@@ -166,7 +175,9 @@ class Warden:
         for leader in self.groups:
             self.kill_group(leader, signal.SIGKILL)
         self.groups.clear()
-        self.kill_detached()
+        while self.reap():
+            self.kill_detached()  # again and again: what a leader had detached comes up to here with its end
+            time.sleep(0.01)
 
 
 def become(message: dict, log: int, leading: int, warden: Warden) -> None:

@@ -19,7 +19,7 @@ class SeamMovedError(RuntimeError):
     """ministack no longer has the name, or the signature, that a seam replaces."""
 
 
-def expect(seam: str, module: ModuleType, name: str, *parameters: str, kind: type | None = None) -> Any:
+def expect(seam: str, module: ModuleType | type, name: str, *parameters: str, kind: type | None = None) -> Any:
     """Return `module.name`, having checked that it is what `seam` was written against.
 
     Functions are held to the names of their first parameters, data to its type.
@@ -53,6 +53,7 @@ SEAMS = (
     "persistence",
     "transport",
     "metrics",
+    "logs",
     "queues",
     "policies",
     "partiql",

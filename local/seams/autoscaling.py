@@ -17,15 +17,15 @@ from ministack.services import cloudwatch
 from ministack.services.cloudformation import provisioners
 
 from local.autoscaling import api
-from local.autoscaling.policies import RESOURCE, TRACKING, dimensions
+from local.autoscaling.policies import RESOURCE, TRACKING
 from local.autoscaling.scaler import Refused
 from local.sagemaker.api import answer_error
 from local.sagemaker.errors import ValidationException
 
-from . import expect
+from . import cloudformation, expect
 
 SERVICE = "application-autoscaling"
-TARGET_PREFIXES = {"sagemaker": "SageMaker", "monitoring": "GraniteServiceVersion20100801", SERVICE: api.PREFIX}
+TARGET_PREFIXES = {"sagemaker": "SageMaker", "monitoring": "GraniteServiceVersion20100801"}
 # What AWS asks of the caller beside the action: the rights to what is then done for him.
 # https://docs.aws.amazon.com/autoscaling/application/userguide/security_iam_id-based-policy-examples.html
 ON_ENDPOINT = ("sagemaker:DescribeEndpoint", "sagemaker:UpdateEndpointWeightsAndCapacities")
@@ -49,7 +49,7 @@ async def call(service: str, action: str, request: dict) -> dict:
     status, _, answer = await app.SERVICE_HANDLERS[service]("POST", "/", headers, body, {})
     found = json.loads(answer) if answer else {}
     if status >= 300:
-        code = str(found.get("__type", "")).rpartition("#")[2]
+        code = found.get("__type", "").rpartition("#")[2]
         raise Refused(status, code, found.get("message") or found.get("Message") or f"{action}: HTTP {status}")
     return found
 
@@ -69,13 +69,12 @@ async def further_permissions(action: str, request: dict) -> list[tuple[str, str
     if not RESOURCE.fullmatch(resource):
         return []
     if action == "RegisterScalableTarget":
-        prefix, name = f"arn:aws:sagemaker:{where}", dimensions(resource)["EndpointName"].lower()
-        needed = [(permission, f"{prefix}:endpoint/{name}") for permission in ON_ENDPOINT]
         endpoint = await api.service(call).scaler.endpoint(resource)
-        if endpoint:
-            config = endpoint["EndpointConfigName"].lower()
-            needed.append(("sagemaker:DescribeEndpointConfig", f"{prefix}:endpoint-config/{config}"))
-        return needed
+        if endpoint is None:
+            return []  # which is what is wrong with it
+        config = f"arn:aws:sagemaker:{where}:endpoint-config/{endpoint['EndpointConfigName'].lower()}"
+        needed = [(permission, endpoint["EndpointArn"]) for permission in ON_ENDPOINT]
+        return [*needed, ("sagemaker:DescribeEndpointConfig", config)]
     if action == "PutScalingPolicy" and request.get("PolicyType") == TRACKING:
         alarm = f"arn:aws:cloudwatch:{where}:alarm:TargetTracking-{resource}-AlarmHigh"
         return [(permission, alarm) for permission in ON_ALARMS]
@@ -163,7 +162,7 @@ async def _update_problem(targets: list[dict], request: dict) -> str:
 def _parsed(body: bytes) -> dict:
     try:
         request = json.loads(body or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):  # the service itself refuses it
         return {}
     return request if isinstance(request, dict) else {}
 
@@ -172,22 +171,9 @@ def _parsed(body: bytes) -> dict:
 
 
 def provision(action: str, props: dict) -> dict:
-    """Call an action for CloudFormation: numbers and booleans may come as text, from parameters.
-
-    Raises:
-        ValueError: it was refused; CloudFormation shows the text as the resource's status reason.
-    """
+    """Call an action for CloudFormation, where numbers and booleans may come as text, from parameters."""
     shape = api.service_model().operation_model(action).input_shape
-    # ministack provisions on its event loop, where nothing may be waited for; these actions answer at once.
-    answering = call(SERVICE, action, typed(shape, props))
-    try:
-        answering.send(None)
-    except StopIteration as answered:
-        return answered.value
-    except Refused as refused:
-        raise ValueError(refused.message) from None
-    answering.close()
-    raise ValueError(f"{action} does not answer at once, so CloudFormation cannot use it here.")
+    return cloudformation.call(SERVICE, api.PREFIX, action, typed(shape, props))
 
 
 def typed(shape: Any, value: Any) -> Any:
@@ -218,14 +204,6 @@ def create_target(logical_id: str, props: dict, stack_name: str) -> tuple[str, d
     return reference, {"Id": reference}
 
 
-def update_target(physical_id: str, old: dict, new: dict, stack_name: str) -> tuple[str, dict]:
-    """Bounds and suspensions change in place; a new identity is a new target."""
-    made = create_target("", new, stack_name)
-    if made[0] != physical_id:
-        delete_target(physical_id, old)
-    return made
-
-
 def delete_target(physical_id: str, props: dict) -> None:
     """Deregister; one that is gone, with its endpoint, is no error."""
     _remove("DeregisterScalableTarget", dict(zip(KEY, physical_id.split("|"), strict=True)))
@@ -235,14 +213,6 @@ def create_policy(logical_id: str, props: dict, stack_name: str) -> tuple[str, d
     """`AWS::ApplicationAutoScaling::ScalingPolicy`: `Ref` is its ARN."""
     arn = provision("PutScalingPolicy", _policy(props))["PolicyARN"]
     return arn, {"Arn": arn}
-
-
-def update_policy(physical_id: str, old: dict, new: dict, stack_name: str) -> tuple[str, dict]:
-    """The configuration changes in place; a new name or target is a new policy."""
-    made = create_policy("", new, stack_name)
-    if made[0] != physical_id:
-        delete_policy(physical_id, old)
-    return made
 
 
 def delete_policy(physical_id: str, props: dict) -> None:
@@ -256,6 +226,18 @@ def _remove(action: str, request: dict) -> None:
     except ValueError as error:
         if not str(error).startswith("No scal"):
             raise
+
+
+def provisioner(create: Callable, delete: Callable) -> dict[str, Callable]:
+    """A resource type for ministack. To create what is there changes it; with another identity it is another one."""
+
+    def update(physical_id: str, old: dict, new: dict, stack_name: str) -> tuple[str, dict]:
+        made = create("", new, stack_name)
+        if made[0] != physical_id:
+            delete(physical_id, old)
+        return made
+
+    return {"create": create, "update": update, "delete": delete}
 
 
 def _policy(props: dict) -> dict:
@@ -290,16 +272,8 @@ def install() -> None:
     handlers["sagemaker"] = guarded(handlers["sagemaker"])
     patterns[SERVICE] = {"target_prefixes": [f"{api.PREFIX}."], "credential_scope": SERVICE}
     namespaces[SERVICE] = SERVICE
-    resources["AWS::ApplicationAutoScaling::ScalableTarget"] = {
-        "create": create_target,
-        "update": update_target,
-        "delete": delete_target,
-    }
-    resources["AWS::ApplicationAutoScaling::ScalingPolicy"] = {
-        "create": create_policy,
-        "update": update_policy,
-        "delete": delete_policy,
-    }
+    resources["AWS::ApplicationAutoScaling::ScalableTarget"] = provisioner(create_target, delete_target)
+    resources["AWS::ApplicationAutoScaling::ScalingPolicy"] = provisioner(create_policy, delete_policy)
 
     def extract_resource_arn(service: str, method: str, path: str, headers: dict, body: bytes, *more: Any) -> str:
         if service != SERVICE:

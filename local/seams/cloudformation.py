@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -13,32 +14,35 @@ from ministack.services.cloudformation import provisioners
 from . import expect
 
 
-def sagemaker(action: str, request: dict) -> dict:
-    """Call the SageMaker API in this process, as CloudFormation itself.
+def call(service: str, target_prefix: str, action: str, request: dict) -> dict:
+    """Call an API of this process, as CloudFormation itself.
 
     Raises:
-        ValueError: SageMaker refused; CloudFormation shows the text as the resource's status reason.
+        ValueError: it refused; CloudFormation shows the text as the resource's status reason.
     """
     # The emulator's root key: CloudFormation's own rights are those of whoever deploys, checked before.
-    scope = f"{get_account_id()}/20260101/{get_region()}/sagemaker/aws4_request"
+    scope = f"{get_account_id()}/20260101/{get_region()}/{service}/aws4_request"
     headers = {
-        "x-amz-target": f"SageMaker.{action}",
+        "x-amz-target": f"{target_prefix}.{action}",
         "content-type": "application/x-amz-json-1.1",
         "authorization": f"AWS4-HMAC-SHA256 Credential={scope}",
     }
     # ministack provisions on its event loop, where nothing may be waited for; these actions answer at once.
-    answering = app.SERVICE_HANDLERS["sagemaker"]("POST", "/", headers, json.dumps(request).encode(), {})
+    answering = app.SERVICE_HANDLERS[service]("POST", "/", headers, json.dumps(request).encode(), {})
     try:
         answering.send(None)
     except StopIteration as answered:
         status, _, body = answered.value
     else:
         answering.close()
-        raise ValueError(f"SageMaker's {action} does not answer at once, so CloudFormation cannot use it here.")
+        raise ValueError(f"{action} does not answer at once, so CloudFormation cannot use it here.")
     answer = json.loads(body) if body else {}
     if status >= 300:
-        raise ValueError(answer.get("message") or answer.get("Message") or f"SageMaker {action}: HTTP {status}")
+        raise ValueError(answer.get("message") or answer.get("Message") or f"{action}: HTTP {status}")
     return answer
+
+
+sagemaker = functools.partial(call, "sagemaker", "SageMaker")
 
 
 def create_group(logical_id: str, props: dict, stack_name: str) -> tuple[str, dict]:

@@ -156,10 +156,10 @@ def evaluate_alarm(alarm: dict) -> None:
     if not alarm.get("Namespace") or not alarm.get("MetricName") or alarm.get("ComparisonOperator") not in BREACHES:
         return  # of a stack: ministack's CloudFormation takes what PutMetricAlarm refuses
     dimensions = cloudwatch._dims_key(cloudwatch._dims_from_list(alarm.get("Dimensions") or []))
-    points = cloudwatch._metrics.get((alarm["Namespace"], alarm["MetricName"], dimensions)) or []
+    series = cloudwatch._metrics.get((alarm["Namespace"], alarm["MetricName"], dimensions))
     now = time.time()
     looked_at = (int(alarm["EvaluationPeriods"]) + RANGE_BEYOND + 1) * int(alarm["Period"])
-    judged = datapoints(alarm, points.since(now - looked_at) if isinstance(points, metrics.Series) else points, now)
+    judged = datapoints(alarm, series.since(now - looked_at) if series else [], now)
     old, new = alarm["StateValue"], judge(alarm, judged)
     if new is None or new == old:
         return
@@ -266,6 +266,8 @@ COMPOSITE_MEMBERS = {
     *("AlarmRule", "Tags"),
 }
 STATES = ("INSUFFICIENT_DATA", "ALARM", "OK")
+STATISTICS = ("Maximum", "SampleCount", "Sum", "Minimum", "Average")
+TREATMENTS = ("breaching", "notBreaching", "ignore", "missing")
 NO_EFFECT = {"EvaluateLowSampleCountPercentile": "evaluate"}  # accepted where it says what is done anyway
 
 
@@ -281,12 +283,26 @@ def refusal(action: str, members: set[str], request: dict) -> tuple[str, str, in
         message = "The parameters Statistic and ExtendedStatistic are mutually exclusive, and you have specified both."
         return "InvalidParameterCombination", message, 400
     if action == "PutMetricAlarm":
+        for name in ("MetricName", "Namespace"):
+            if not request.get(name):
+                return "ValidationError", f"{name} must not be null", 400
+        if request.get("Statistic") not in (None, *STATISTICS):
+            return "ValidationError", _no_member("statistic", request["Statistic"], STATISTICS), 400
+        if request.get("TreatMissingData") not in (None, *TREATMENTS):
+            return "ValidationError", _no_member("treatMissingData", request["TreatMissingData"], TREATMENTS), 400
         if request.get("ComparisonOperator") not in BREACHES:
             return "NotImplemented", f"ComparisonOperator {request.get('ComparisonOperator')} is not implemented.", 501
         if int(request.get("DatapointsToAlarm") or 1) > int(request.get("EvaluationPeriods") or 1):
             message = "The parameter DatapointsToAlarm must not be greater than EvaluationPeriods."
             return "ValidationError", message, 400
     return None
+
+
+def _no_member(name: str, value: str, members: tuple[str, ...]) -> str:
+    return (
+        f"1 validation error detected: Value '{value}' at '{name}' failed to satisfy constraint: "
+        f"Member must satisfy enum value set: [{', '.join(members)}]"
+    )
 
 
 def _refusing(action: str, members: set[str], original: Callable[..., tuple]) -> Callable[..., tuple]:
@@ -308,10 +324,7 @@ def _setting(original: Callable[..., tuple]) -> Callable[..., tuple]:
         """As the original, which takes any state, and leaves the data of the reason before."""
         name, state = (cbor_data.get(member) or cloudwatch._p(params, member) for member in ("AlarmName", "StateValue"))
         if state not in STATES:
-            message = (
-                f"1 validation error detected: Value '{state}' at 'stateValue' failed to satisfy constraint: "
-                f"Member must satisfy enum value set: [{', '.join(STATES)}]"
-            )
+            message = _no_member("stateValue", state, STATES)
             return cloudwatch._error("ValidationError", message, 400, use_json=is_json, use_cbor=is_cbor)
         cloudwatch._alarms.get(name, {}).pop("StateReasonData", None)
         return original(params, cbor_data, is_cbor, is_json)

@@ -17,9 +17,9 @@ from importlib.metadata import version
 from typing import Any
 
 from ministack.core import lambda_runtime, responses
-from ministack.services import cloudwatch, cloudwatch_logs, lambda_svc
+from ministack.services import cloudwatch, lambda_svc
 
-from . import TESTED_MINISTACK, SeamMovedError, expect, metrics
+from . import TESTED_MINISTACK, SeamMovedError, expect, logs, metrics
 
 # In ministack's worker: what it answers when the handler raises, and where the type is added.
 ANSWER = '"trace": traceback.format_exc()}'
@@ -34,7 +34,6 @@ def _end_with_parent(parent=_os.getppid()):
     _os._exit(1)
 _threading.Thread(target=_end_with_parent, daemon=True).start()
 """
-MAX_EVENTS = 100_000  # that a log stream holds in memory, so that a function called for days does not fill it
 
 # Of the invocation that a thread executes: the worker's last answer, its execution environment, and the id that the
 # next new log stream gets.
@@ -66,15 +65,6 @@ def measure_concurrency(function: str) -> None:
     metrics.record("AWS/Lambda", "ConcurrentExecutions", everywhere, {})
 
 
-def shorten_logs(config: dict) -> None:
-    """Forget the oldest events of a function's log streams that have become too long."""
-    group = (config.get("LoggingConfig") or {}).get("LogGroup") or f"/aws/lambda/{config['FunctionName']}"
-    for stream in list(cloudwatch_logs._log_groups.get(group, {}).get("streams", {}).values()):
-        if len(stream["events"]) > MAX_EVENTS * 1.1:  # seldom: what remains is moved
-            with cloudwatch_logs._log_events_lock:
-                del stream["events"][:-MAX_EVENTS]
-
-
 def watch_invocations() -> None:
     """Record metrics where every invocation passes, however it was started, and from what functions print."""
     execute = expect(
@@ -84,8 +74,6 @@ def watch_invocations() -> None:
     emit_logs = expect("functions", lambda_svc, "_emit_lambda_logs", "func", "request_id", "log_text")
     expect("functions", lambda_svc, "_emit_lambda_metrics", "function_name")
     expect("functions", lambda_svc, "executions_in_flight")
-    expect("functions", cloudwatch_logs, "_log_groups", kind=responses.AccountRegionScopedDict)
-    expect("functions", cloudwatch_logs, "_log_events_lock", kind=type(threading.Lock()))
     new_uuid = expect("functions", lambda_svc, "new_uuid")
 
     def execute_and_measure(func: dict, config: dict, event: Any, request_id: str, started: float) -> dict:
@@ -110,9 +98,10 @@ def watch_invocations() -> None:
             emit_logs(func, request_id, log_text, *more, **named)
         finally:
             _invocation.stream = _invocation.environment = None
-        shorten_logs(func.get("config") or func)
+        config = func.get("config") or func
+        logs.shorten((config.get("LoggingConfig") or {}).get("LogGroup") or f"/aws/lambda/{config['FunctionName']}")
         for line in (log_text or "").splitlines():
-            for namespace, name, dimensions, moment, unit, values in metrics.embedded_metrics(line):
+            for namespace, name, dimensions, moment, unit, values in metrics.embedded_metrics(line, time.time()):
                 cloudwatch._store_datum(namespace, name, dimensions, moment, unit, None, values, None, None)
 
     lambda_svc._execute_function_dispatch = execute_and_measure

@@ -137,7 +137,9 @@ def _starting(original: Callable[[str], None]) -> Callable[[str], None]:
         if execution is not None:
             _previous.set(0)  # AWS gives the first state 0 too
             measure_execution(execution, "ExecutionStarted")
-            statelogs.write(execution, execution["events"][0], details_of(execution["events"][0]))
+            started = execution["events"][0]
+            started["previousEventId"] = 0
+            statelogs.write(execution, started, details_of(started))
         original(exec_arn)
 
     return run_execution

@@ -165,7 +165,7 @@ def from_response(value: Any, shape: Any, optimized: bool) -> Any:
     if kind == "map":
         return {key: from_response(item, shape.value, optimized) for key, item in value.items()}
     if hasattr(value, "read"):
-        value = value.read()
+        value = value.read(MAX_RESULT_BYTES + 1)  # more is refused, however much it is
     if isinstance(value, (bytes, bytearray)):
         try:
             return bytes(value).decode()
@@ -400,6 +400,8 @@ def invoke(
         result = invoke_lambda(resource, parameters, clients)["Payload"]
     else:
         integration = parse(resource)
+        if not isinstance(parameters or {}, dict):
+            raise TaskError("States.Runtime", f"The arguments of '{resource}' must be a JSON object.")
         if integration.optimized and integration.service == "lambda" and integration.action == "invoke":
             given = dict(parameters or {})
             result = invoke_lambda(given.pop("FunctionName", ""), given.pop("Payload", None), clients, given)

@@ -1,4 +1,4 @@
-"""CloudWatch metrics in bounded space, and metrics from the logs of functions.
+"""CloudWatch metrics in bounded space, refused where CloudWatch refuses them, and metrics from the logs of functions.
 
 ministack keeps every data point as it came, for two weeks, and reads them all for each query: a function that is
 called 50 times a second would fill the memory in a day. Here a metric keeps seconds for five minutes, minutes after
@@ -7,7 +7,8 @@ that metric alone; ministack mixes in those of every dimension.
 
 `EMITTED` is what services publish by themselves; `record` refuses what is not in it. Traces of X-Ray are not kept.
 
-For ministack's authors: `Series` in place of the lists in `cloudwatch._metrics`, and the two queries' dimensions.
+For ministack's authors: `Series` in place of the lists in `cloudwatch._metrics`, the two queries' dimensions,
+`refusal`, and the order of GetMetricData.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ MINUTE = 60
 SECONDS_KEPT = 5 * MINUTE  # older data points are a minute's, with their values to three digits
 VALUES_KEPT = 3 * 60 * MINUTE  # older ones are statistic sets, of which CloudWatch knows no percentiles either
 MINUTES_KEPT = 15 * 24 * 60 * MINUTE
+# What is accepted. https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/API_MetricDatum.html
+LARGEST = 2.0**360
+OLDEST, NEWEST = -14 * 24 * 60 * MINUTE, 2 * 60 * MINUTE  # relative to now
 
 Key = tuple[int, str]  # start, in seconds; unit
 
@@ -136,13 +140,14 @@ class Series:
     """The data points of one metric, with the interface of the list that ministack keeps them in.
 
     A data point stands for a second, later for a minute: a statistic set (`_stat`) with the number of times that each
-    value was seen (`_values`), for percentiles. Count, sum, minimum and maximum stay exact throughout. A data point is
-    never changed, only replaced, so that whoever saves the state need not copy it.
+    value was seen (`_values`), for percentiles. Count, sum, minimum and maximum stay exact throughout. A data point
+    that was given out never changes, it is replaced, so that whoever saves the state need not copy it.
     """
 
     def __init__(self, points: Iterable[dict] = ()) -> None:
         self._points: dict[Key, dict] = {}
         self._order: list[Key] = []
+        self._own: set[Key] = set()  # data points that were not given out since they were made, and may be changed
         self._minutes_before = self._sets_before = 0  # older points stand for a minute, have no values any more
         for point in points:
             self.append(point)
@@ -160,8 +165,11 @@ class Series:
             if key not in self._points:
                 insort(self._order, key)
                 self._points[key] = _empty(key, point.get("Dimensions") or {})
+            elif key not in self._own:
+                self._points[key] = _copied(self._points[key])
+            self._own.add(key)
             values = None if start < self._sets_before else _values(point)
-            self._points[key] = _merged(self._points[key], (count, total, low, high), values, late)
+            _merge(self._points[key], (count, total, low, high), values, rounded=late)
 
     def compact(self, now: float) -> None:
         """Make minutes of what is old enough, and forget what is older still."""
@@ -172,8 +180,8 @@ class Series:
             for start, unit in self._order[slice_]:
                 point = self._points.pop((start, unit))
                 key = (start - start % MINUTE, unit)
-                minute = merged.get(key) or _empty(key, point["Dimensions"])
-                merged[key] = _merged(minute, cloudwatch._point_stats(point), point["_values"], rounded=True)
+                minute = merged.setdefault(key, _empty(key, point["Dimensions"]))
+                _merge(minute, cloudwatch._point_stats(point), point["_values"], rounded=True)
             self._order[slice_] = sorted(merged)
             self._points.update(merged)
             for key in self._order[self._slice(self._sets_before, sets)]:
@@ -181,11 +189,13 @@ class Series:
             for key in self._order[self._slice(0, kept)]:
                 del self._points[key]
             del self._order[self._slice(0, kept)]
+            self._own.clear()
             self._minutes_before, self._sets_before = minutes, sets
 
     def since(self, moment: float) -> list[dict]:
         """The data points of this time and later, oldest first."""
         with _lock:
+            self._own.clear()
             first = bisect_left(self._order, (math.floor(moment), ""))
             return [self._points[key] for key in self._order[first:]]
 
@@ -196,7 +206,9 @@ class Series:
         return iter(self.since(0))
 
     def __getitem__(self, index: int) -> dict:
-        return self._points[self._order[index]]
+        with _lock:
+            self._own.clear()
+            return self._points[self._order[index]]
 
     def __len__(self) -> int:
         return len(self._order)
@@ -219,42 +231,51 @@ def _values(point: dict) -> dict[float, float] | None:
     return {low: count} if low == high and total == low * count else None
 
 
-def _merged(point: dict, stats: tuple, values: dict[float, float] | None, rounded: bool) -> dict:
+def _copied(point: dict) -> dict:
+    values = point["_values"]
+    return {**point, "_stat": dict(point["_stat"]), "_values": values if values is None else dict(values)}
+
+
+def _merge(point: dict, stats: tuple, values: dict[float, float] | None, rounded: bool) -> None:
+    """Add statistics, and how often each value was seen, to a data point that nobody else has."""
     count, total, low, high = stats
     had, seen = point["_stat"], point["_values"]
     if values is None or seen is None:
-        seen = None
+        point["_values"] = None
     else:
-        seen = dict(seen)
         for value, times in values.items():
             value = float(f"{value:.3g}") if rounded else value
             seen[value] = seen.get(value, 0.0) + times
-    stat = {
-        "SampleCount": had.get("SampleCount", 0.0) + count,
-        "Sum": had.get("Sum", 0.0) + total,
-        "Minimum": min(had.get("Minimum", low), low),
-        "Maximum": max(had.get("Maximum", high), high),
-    }
-    return {**point, "_stat": stat, "_values": seen}
+    had["SampleCount"] = had.get("SampleCount", 0.0) + count
+    had["Sum"] = had.get("Sum", 0.0) + total
+    had["Minimum"] = min(had.get("Minimum", low), low)
+    had["Maximum"] = max(had.get("Maximum", high), high)
 
 
 def series(key: tuple[str, str, str]) -> Series:
     """The metric of (namespace, name, dimensions' key) in the current account and region, made if there is none."""
     with _lock:
-        points = cloudwatch._metrics.get(key)
-        if not isinstance(points, Series):  # new, or restored as a plain list
-            points = cloudwatch._metrics[key] = Series(points or ())
-        return points
+        if key not in cloudwatch._metrics:
+            cloudwatch._metrics[key] = Series()
+        return cloudwatch._metrics[key]
+
+
+def _restoring(original: Callable[[dict], None]) -> Callable[[dict], None]:
+    def restore_state(data: dict) -> None:
+        """As the original, of which the metrics are plain lists."""
+        original(data)
+        for key, points in cloudwatch._metrics.all_items():
+            cloudwatch._metrics.set_scoped(*key, Series(points))
+
+    return restore_state
 
 
 def compact(now: float) -> None:
     """Compact every metric of every account and region, and forget those without data points."""
-    for (account, region, key), _ in list(cloudwatch._metrics._data.items()):
-        with responses.request_scope(account, region), _lock:
-            found = series(key)
-            found.compact(now)
-            if not found:
-                del cloudwatch._metrics[key]
+    for key, points in cloudwatch._metrics.all_items():
+        points.compact(now)
+        if not points:
+            cloudwatch._metrics.pop_scoped(*key, None)
 
 
 def _compact_each_minute(now: float) -> None:
@@ -273,6 +294,38 @@ def tick(now: float) -> None:
             logger.exception("%s.%s failed", task.__module__, task.__name__)
 
 
+# --- Refusals --------------------------------------------------------------------------------------------------------
+
+
+def refusal(data: list[dict], now: float) -> str | None:
+    """Why CloudWatch takes no data point of a PutMetricData request, which is whole or not at all; None if it does."""
+    for number, datum in enumerate(data, 1):
+        name = f"MetricData.member.{number}"
+        given = [("Value", datum.get("Value")), *(("Values", value) for value in datum.get("Values") or [])]
+        given += [(f"StatisticValues.{each}", value) for each, value in (datum.get("StatisticValues") or {}).items()]
+        for member, value in given:
+            if value is not None and not abs(float(value)) <= LARGEST:  # NaN, which comes as text, is not either
+                return f"The value {value} for parameter {name}.{member} is invalid."
+        if datum.get("Counts") and len(datum["Counts"]) != len(datum.get("Values") or []):
+            return f"The parameters {name}.Values and {name}.Counts must be of the same size."
+        age = (cloudwatch._parse_ts(datum.get("Timestamp")) or now) - now
+        if age < OLDEST:
+            return f"The parameter {name}.Timestamp must specify a time within the past two weeks."
+        if age > NEWEST:
+            return f"The parameter {name}.Timestamp must specify a time no more than two hours in the future."
+    return None
+
+
+def _refusing(original: Callable[..., tuple]) -> Callable[..., tuple]:
+    def put_metric_data(params: dict, cbor_data: dict, is_cbor: bool, is_json: bool = False) -> tuple:
+        refused = refusal(cbor_data.get("MetricData") or [], time.time())
+        if refused:
+            return cloudwatch._error("InvalidParameterValue", refused, 400, use_json=is_json, use_cbor=is_cbor)
+        return original(params, cbor_data, is_cbor, is_json)
+
+    return put_metric_data
+
+
 # --- Embedded metric format ------------------------------------------------------------------------------------------
 
 MAX_METRICS, MAX_VALUES, MAX_DIMENSIONS = 100, 100, 30  # of the specification, per directive, metric and set
@@ -282,7 +335,7 @@ STANDARD_UNITS = {"Seconds", "Microseconds", "Milliseconds", "Percent", "Count",
 )
 
 
-def embedded_metrics(line: str) -> list[tuple[str, str, dict, float, str, list[float]]]:
+def embedded_metrics(line: str, now: float) -> list[tuple[str, str, dict, float, str, list[float]]]:
     """The metrics in one log line of the embedded metric format:
     (namespace, name, dimensions, timestamp in seconds, unit, values). A line that breaks the format has none.
 
@@ -295,13 +348,16 @@ def embedded_metrics(line: str) -> list[tuple[str, str, dict, float, str, list[f
     try:
         document = json.loads(line[start:])
         metadata = document["_aws"]
+        moment = metadata["Timestamp"] / 1000
+        if not OLDEST <= moment - now <= NEWEST:
+            return []
         return [
-            (directive["Namespace"], name, dimensions, metadata["Timestamp"] / 1000, unit, values)
+            (_text(directive["Namespace"]), name, dimensions, moment, unit, values)
             for directive in metadata["CloudWatchMetrics"]
             for name, unit, values in _targets(document, directive["Metrics"])
             for dimensions in (_dimension_set(document, names) for names in directive["Dimensions"])
         ]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return []
 
 
@@ -314,10 +370,18 @@ def _targets(document: dict, definitions: list[dict]) -> list[tuple[str, str, li
             raise ValueError(definition)
         if any(isinstance(each, bool) or not isinstance(each, (int, float)) for each in values):
             raise TypeError(definition)
-        found.append((definition["Name"], unit, [float(each) for each in values]))
+        if not all(abs(each) <= LARGEST for each in values):  # nor is NaN
+            raise ValueError(definition)
+        found.append((_text(definition["Name"]), unit, [float(each) for each in values]))
     if len(found) > MAX_METRICS:
         raise ValueError(definitions)
     return found
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
 
 
 def _dimension_set(document: dict, names: list[str]) -> dict[str, str]:
@@ -325,6 +389,24 @@ def _dimension_set(document: dict, names: list[str]) -> dict[str, str]:
     if len(names) > MAX_DIMENSIONS or not all(isinstance(value, str) for value in dimensions.values()):
         raise ValueError(names)
     return dimensions
+
+
+# --- Queries ---------------------------------------------------------------------------------------------------------
+
+
+def _newest_first(original: Callable[..., tuple]) -> Callable[..., tuple]:
+    def get_metric_data(params: dict, cbor_data: dict, is_cbor: bool, is_json: bool = False) -> tuple:
+        """As the original, whose results are always oldest first."""
+        status, headers, body = original(params, cbor_data, is_cbor, is_json)
+        if status != 200 or not is_json or cbor_data.get("ScanBy") == "TimestampAscending":
+            return status, headers, body
+        answer = json.loads(body)
+        for result in answer["MetricDataResults"]:
+            result["Timestamps"].reverse()
+            result["Values"].reverse()
+        return status, headers, json.dumps(answer).encode()
+
+    return get_metric_data
 
 
 # --- Installation ----------------------------------------------------------------------------------------------------
@@ -348,18 +430,25 @@ def install() -> None:
     here("_evict_old_metrics")
     here("_point_stats", "pt")
     here("_store_datum", "namespace", "name", "dims", "ts", "unit", "value", "values", "counts", "stat_values")
-    expect("metrics", responses, "request_scope", "account_id", "region")
     dimensions_of = here("_dims_from_list", "dimensions")
     samples_of = here("_percentile_samples", "points")
 
     def percentile_samples(points: list[dict]) -> list[tuple[float, float]] | None:
-        seen: list[dict] = []
+        samples: list[tuple[float, float]] = []
         for point in points:
             values = point.get("_values")
-            seen += [{"Value": float(v), "Count": n} for v, n in values.items()] if values else [point]
-        return samples_of(seen)
+            found = list(values.items()) if values else samples_of([point])
+            if not found or min(found)[0] < 0:  # CloudWatch has none for a period with negative values
+                return None
+            samples += found
+        return samples or None
 
+    here("_parse_ts", "value")
+    here("_error", "code", "message", "status", "use_json", "use_cbor")
+    cloudwatch._get_metric_data = _newest_first(here("_get_metric_data", "params", "cbor_data", "is_cbor", "is_json"))
+    cloudwatch._put_metric_data = _refusing(here("_put_metric_data", "params", "cbor_data", "is_cbor", "is_json"))
     cloudwatch._metric_bucket = series
+    cloudwatch._restore_state = _restoring(here("_restore_state", "data"))
     cloudwatch._evict_old_metrics = lambda: None  # `compact` does it
     cloudwatch._percentile_samples = percentile_samples
     cloudwatch._dims_from_list = lambda dimensions: Exactly(dimensions_of(dimensions))

@@ -33,6 +33,7 @@ from . import expect
 logger = logging.getLogger("houndloop.persistence")
 
 INTERVAL_SECONDS = 0.2  # between two looks at the state; half of what one took, if that is longer
+RETRY_SECONDS = 5.0  # after a write that failed: all of what it was to write is written anew then
 FILE = "state.sqlite"
 GetState = Callable[[], dict | None]
 
@@ -40,7 +41,8 @@ GetState = Callable[[], dict | None]
 SPLITS: dict[str, dict[str, Split | Kind]] = {
     "dynamodb": {"tables": {"items": Items(depth=2)}},
     "sqs": {"queues": {"messages": Records()}},
-    "cloudwatch": {"metrics": {"": Growing()}, "alarm_history": {"": Growing()}},
+    # A busy second of a latency metric holds thousands of values, and only the last changes.
+    "cloudwatch": {"metrics": {"": Growing(chunk=20)}, "alarm_history": {"": Growing()}},
     "cloudwatch_logs": {"log_groups": {"streams/*/events": Growing()}, "log_records": Items()},
     "stepfunctions": {"executions": {"events": Growing()}},
     "cloudformation": {"stack_events": {"": Growing()}},
@@ -95,14 +97,16 @@ class Saver:
         pause = INTERVAL_SECONDS
         while not self._over.wait(pause):
             began = time.monotonic()
-            self._sweep_and_log()
-            pause = max(INTERVAL_SECONDS, (time.monotonic() - began) / 2)
+            least = INTERVAL_SECONDS if self._saved() else RETRY_SECONDS
+            pause = max(least, (time.monotonic() - began) / 2)
 
-    def _sweep_and_log(self) -> None:
+    def _saved(self) -> bool:
         try:
             self.sweep()
         except Exception:  # the disk may have room again next time
             logger.exception("the state could not be saved")
+            return False
+        return True
 
     def sweep(self) -> None:
         """Bring the file up to date. Not on the event loop."""
@@ -131,7 +135,7 @@ class Saver:
         """Save for the last time. Not on the event loop."""
         self._over.set()
         self._thread.join()
-        self._sweep_and_log()
+        self._saved()
         self.snapshots.close()
 
 
@@ -211,7 +215,10 @@ def persist_object(bucket: str, key: str, record: dict) -> None:
         s3._atomic_write(path + objects.METADATA, metadata, text=True)
     else:
         objects.write(path, record["body"], metadata)
-        record["body"] = None  # read from disk from now on
+        record["body"] = None  # read from disk from now on, also as a version
+        for version in s3._object_versions.get((bucket, key), ()):
+            if version["version_id"] == (record.get("version_id") or "null"):
+                version["data"] = None
     bucket_folder = os.path.join(s3.DATA_DIR, responses.get_account_id(), bucket)
     s3._remove_key_files(s3._other_key_disk_path(bucket_folder, key, path))
 
@@ -265,7 +272,7 @@ def install() -> None:
     here(s3, "_atomic_write", "fpath", "data", "text")
     here(s3, "_remove_key_files", "fpath")
     here(s3, "_other_key_disk_path", "base", "key", "fpath")
-    for name in FURTHER["s3"]:
+    for name in (*FURTHER["s3"], "_object_versions"):
         here(s3, name, kind=responses.AccountScopedDict)
     for service, stores in SPLITS.items():
         module = app._get_module(app._state_map[service])

@@ -66,7 +66,7 @@ def _name(name_or_arn: str) -> str:
 def _parsed(body: bytes) -> dict:
     try:
         request = json.loads(body or b"{}")
-    except ValueError:  # an invocation's picture, or a malformed request, which the service itself refuses
+    except (ValueError, RecursionError):  # a picture, or a malformed request, which the service itself refuses
         return {}
     return request if isinstance(request, dict) else {}
 

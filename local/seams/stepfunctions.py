@@ -4,13 +4,15 @@ ministack calls the services of a task in process, with everybody's rights, and 
 task is an API call to the emulator itself, signed with a session of the role, so that IAM decides as on AWS.
 
 For ministack's authors: `integrations`, which knows nothing of them, in place of the table of services; executions
-that time out; a stop that is heeded while a state runs; MaxDelaySeconds and JitterStrategy.
+that time out; a stop that is heeded while a state runs; HeartbeatSeconds of a callback; retries after more than a
+minute, MaxDelaySeconds and JitterStrategy; the end of what ran when the emulator died.
 """
 
 from __future__ import annotations
 
 import contextvars
 import json
+import math
 import random
 import threading
 import time
@@ -22,7 +24,7 @@ import botocore.session
 from botocore.client import BaseClient
 from ministack import app
 from ministack.core import iam_evaluator
-from ministack.core.responses import get_account_id, get_region, now_iso
+from ministack.core.responses import get_account_id, get_region, now_iso, request_scope
 from ministack.services import stepfunctions as states
 from ministack.services import sts
 
@@ -31,6 +33,8 @@ from .history import ENDED
 
 SESSION = "StepFunctions"  # what the sessions of the roles are called
 HEARTBEAT_SECONDS = 0.2  # how soon a waiting execution notices that it was stopped
+RESTARTED = "States.ServiceRestart"  # ministack's error of an execution that ran when the emulator died
+LONGEST_RETRY = 60  # seconds that ministack waits before a retry, however long it should
 
 _execution: contextvars.ContextVar[dict | None] = contextvars.ContextVar("execution", default=None)
 _deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadline", default=None)
@@ -161,10 +165,16 @@ def invoke_with_callback(resource: str, input_data: Any, token: str, state_def: 
         answer = invoke_as_role(resource.replace(".waitForTaskToken", ""), input_data)
         if execution := _execution.get():
             states._add_event(execution, "TaskSubmitted", _submission(resource, answer))
-        end = time.monotonic() + state_def.get("TimeoutSeconds", 99999999)
+        began = beat = time.monotonic()
+        last_beat = None
         while not answered.is_set():
-            if time.monotonic() > end:
+            now = time.monotonic()
+            if now - began > state_def.get("TimeoutSeconds", math.inf):
                 raise states._ExecutionError("States.Timeout", "The task timed out waiting for its token.")
+            if states._task_tokens[token]["heartbeat"] != last_beat:
+                beat, last_beat = now, states._task_tokens[token]["heartbeat"]
+            if now - beat > state_def.get("HeartbeatSeconds", math.inf):
+                raise states._ExecutionError("States.HeartbeatTimeout", "The task sent no heartbeat in time.")
             pause(HEARTBEAT_SECONDS)
         answer = states._task_tokens[token]
     finally:
@@ -188,6 +198,25 @@ def end_execution(execution: dict, status: str, event: str, error: str, cause: s
             execution, event, {f"{event[0].lower()}{event[1:]}EventDetails": {"error": error, "cause": cause}}
         )
     states._emit_execution_status_event(execution)
+
+
+def _loading(original: Callable[[], None]) -> Callable[[], None]:
+    def load_persisted_state() -> None:
+        original()
+        end_interrupted()
+
+    return load_persisted_state
+
+
+def end_interrupted() -> None:
+    """End the executions that ran when the last emulator died: ministack marks them as failed, and tells nobody."""
+    for (account, region, _), execution in states._executions.all_items():
+        last = [event["type"] for event in execution["events"][-1:]]
+        if execution.get("error") == RESTARTED and last != ["ExecutionFailed"]:
+            details = {"error": RESTARTED, "cause": execution["cause"]}
+            with request_scope(account, region):
+                states._add_event(execution, "ExecutionFailed", {"executionFailedEventDetails": details})
+                states._emit_execution_status_event(execution)
 
 
 def _timeout_of(execution: dict) -> float | None:
@@ -268,6 +297,8 @@ def _retrying(original: Callable[..., tuple]) -> Callable[..., tuple]:
         delay = min(delay, retrier.get("MaxDelaySeconds", delay))
         if retrier.get("JitterStrategy") == "FULL":
             delay = random.uniform(0, delay)
+        if delay > LONGEST_RETRY and _execution.get() is not None:  # TestState asks too, and does not wait
+            states._scaled_sleep(delay - LONGEST_RETRY)
         return {**retrier, "IntervalSeconds": delay, "BackoffRate": 1.0}, index
 
     return find_matching_retrier
@@ -301,6 +332,7 @@ def install() -> None:
             return original_resource(resource, input_data)
         return invoke_as_role(resource, input_data)
 
+    app._load_persisted_state = _loading(expect("stepfunctions", app, "_load_persisted_state"))
     states._invoke_resource = invoke_resource
     states._invoke_with_callback = invoke_with_callback
     states._scaled_sleep = lambda seconds: pause(seconds * scale)

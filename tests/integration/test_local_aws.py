@@ -507,6 +507,28 @@ def ends_of(app, execution):
     return wait_for(arrived)
 
 
+def test_a_callback_whose_heartbeats_end_is_given_up(app):
+    states = app.client("stepfunctions")
+    arguments = {
+        "FunctionName": app.outputs["Function"],
+        "Payload": {"sleep": 0, "token": "{% $states.context.Task.Token %}"},
+    }
+    ask = task("arn:aws:states:::lambda:invoke.waitForTaskToken", arguments, HeartbeatSeconds=2)
+    execution = app.start(app.machine({"Ask": ask}))
+
+    def submitted():
+        events = states.get_execution_history(executionArn=execution)["events"]
+        return events if events[-1]["type"] == "TaskSubmitted" else None
+
+    scheduled = next(event for event in wait_for(submitted) if event["type"] == "TaskScheduled")
+    token = json.loads(scheduled["taskScheduledEventDetails"]["parameters"])["Payload"]["token"]
+    for _ in range(3):
+        time.sleep(1)
+        states.send_task_heartbeat(taskToken=token)
+    assert states.describe_execution(executionArn=execution)["status"] == "RUNNING"
+    assert app.result(execution)["error"] == "States.HeartbeatTimeout"
+
+
 def test_an_execution_times_out_as_a_whole_and_says_so(app):
     app.messages()
     states = app.client("stepfunctions")
@@ -528,8 +550,6 @@ def test_an_execution_times_out_as_a_whole_and_says_so(app):
 
 
 def test_a_stopped_execution_starts_nothing_more(app):
-    s3, bucket = app.client("s3"), app.outputs["Bucket"]
-    app.messages()
     machine = app.machine(
         {
             "Slow": task(
@@ -554,7 +574,6 @@ def test_a_stopped_execution_starts_nothing_more(app):
     assert app.result(execution)["status"] == "ABORTED", "the end of an execution is final"
     row = app.client("dynamodb").get_item(TableName=app.outputs["Table"], Key={"pk": {"S": "after the stop"}})
     assert "Item" not in row
-    assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] >= 0
 
 
 def test_a_task_times_out_and_can_be_caught(app):
@@ -619,22 +638,26 @@ def test_an_alarm_hears_only_its_own_dimensions_and_recovers_by_itself(app):
     wait_for(lambda: state() == "OK", timeout=20, every=0.5)
 
 
-def test_metrics_in_the_log_of_a_function_are_metrics(app):
-    app.client("lambda").invoke(FunctionName=app.outputs["Function"], Payload=b'{"metric": true}')
-    now = datetime.now(UTC).timestamp()
+def test_log_events_are_found_by_the_prefix_of_their_stream_and_page_by_page(app):
+    logs = app.client("logs")
+    logs.create_log_group(logGroupName="filtered")
+    now = int(time.time() * 1000)
+    for stream in ("a/1", "a/2", "b/1"):
+        logs.create_log_stream(logGroupName="filtered", logStreamName=stream)
+        events = [{"timestamp": now + n // 3, "message": f"{stream} {n}"} for n in range(5)]
+        logs.put_log_events(logGroupName="filtered", logStreamName=stream, logEvents=events)
 
-    def points():
-        return app.client("cloudwatch").get_metric_statistics(
-            Namespace="Test",
-            MetricName="Seen",
-            Dimensions=[{"Name": "service", "Value": "small"}],
-            StartTime=now - 300,
-            EndTime=now + 300,
-            Period=60,
-            Statistics=["Sum"],
-        )["Datapoints"]
+    def found(**wanted):
+        pages = logs.get_paginator("filter_log_events").paginate(
+            logGroupName="filtered", PaginationConfig={"PageSize": 2}, **wanted
+        )
+        return [event["message"] for page in pages for event in page["events"]]
 
-    assert wait_for(points)[0]["Sum"] == 3.0
+    assert sorted(found(logStreamNamePrefix="a/")) == sorted(f"a/{n} {m}" for n in (1, 2) for m in range(5))
+    assert len(found()) == len(set(found())) == 15
+    assert found(logStreamNamePrefix="c") == []
+    with pytest.raises(ClientError, match="InvalidParameterException"):
+        found(logStreamNamePrefix="a", logStreamNames=["b/1"])
 
 
 # --- Processes ---
@@ -769,6 +792,34 @@ def test_state_is_kept_when_asked(tmp_path):
         assert s3.get_object(Bucket="kept", Key="k")["Body"].read() == b"v"
     with Emulator(state=tmp_path, port=aws.port):
         assert not s3.list_buckets()["Buckets"]
+
+
+def test_an_execution_that_ran_when_the_emulator_was_killed_has_an_end(tmp_path):
+    keys = {"region_name": "us-east-1", "aws_access_key_id": "test", "aws_secret_access_key": "test"}
+    with Emulator(state=tmp_path, keep=True) as aws:
+        keys["endpoint_url"] = aws.endpoint_url
+        states, events, sqs = (boto3.client(service, **keys) for service in ("stepfunctions", "events", "sqs"))
+        queue = sqs.create_queue(QueueName="ends")["QueueUrl"]
+        events.put_rule(Name="ends", EventPattern=json.dumps({"source": ["aws.states"]}))
+        events.put_targets(Rule="ends", Targets=[{"Id": "q", "Arn": "arn:aws:sqs:us-east-1:000000000000:ends"}])
+        trust = {"Effect": "Allow", "Principal": {"Service": "states.amazonaws.com"}, "Action": "sts:AssumeRole"}
+        role = boto3.client("iam", **keys).create_role(
+            RoleName="r", AssumeRolePolicyDocument=json.dumps({"Statement": [trust]})
+        )["Role"]["Arn"]
+        definition = json.dumps({"StartAt": "Wait", "States": WAIT})
+        machine = states.create_state_machine(name="m", definition=definition, roleArn=role)["stateMachineArn"]
+        execution = states.start_execution(stateMachineArn=machine)["executionArn"]
+        wait_for(lambda: len(states.get_execution_history(executionArn=execution)["events"]) > 1)
+        time.sleep(1.5)  # what is older than a second is kept
+        os.kill(aws.pid, signal.SIGKILL)
+    with Emulator(state=tmp_path, keep=True, port=aws.port):
+        assert states.describe_execution(executionArn=execution)["status"] == "FAILED"
+        history = states.get_execution_history(executionArn=execution)["events"]
+        assert [event["type"] for event in history] == ["ExecutionStarted", "WaitStateEntered", "ExecutionFailed"]
+        statuses = []
+        while messages := sqs.receive_message(QueueUrl=queue, WaitTimeSeconds=1).get("Messages"):
+            statuses += [json.loads(message["Body"])["detail"]["status"] for message in messages]
+        assert sorted(statuses) == ["FAILED", "RUNNING"]
 
 
 def test_the_aws_command_line_works_with_the_printed_environment(app):

@@ -355,6 +355,45 @@ def test_executions_and_their_tasks_are_counted_by_how_they_ended(account):
     assert account.total("AWS/States", "ServiceIntegrationsFailed", **integration) == 1
 
 
+# --- Data ---
+
+
+@pytest.mark.parametrize(
+    "datum, message",
+    [
+        ({"Value": float("nan")}, "The value NaN for parameter MetricData.member.1.Value is invalid"),
+        ({"Values": [1, 2.0**361]}, "MetricData.member.1.Values is invalid"),
+        ({"Values": [1, 2], "Counts": [1]}, "Values and MetricData.member.1.Counts must be of the same size"),
+        (
+            {"Value": 1, "Timestamp": time.time() - 15 * 86400},
+            "Timestamp must specify a time within the past two weeks",
+        ),
+        ({"Value": 1, "Timestamp": time.time() + 3 * 3600}, "no more than two hours in the future"),
+    ],
+)
+def test_data_that_cloudwatch_does_not_take_is_refused(account, datum, message):
+    with pytest.raises(ClientError, match=f"InvalidParameterValue.*{message}"):
+        account.client("cloudwatch").put_metric_data(Namespace="T", MetricData=[{"MetricName": "refused", **datum}])
+    assert account.statistics("T", "refused", "SampleCount") == {}
+
+
+def test_metric_data_is_newest_first_unless_asked_otherwise(account):
+    for age in (180, 120, 60):
+        account.put("ordered", age, age=age)
+
+    def values(**more):
+        stat = {"Metric": {"Namespace": "T", "MetricName": "ordered"}, "Period": 60, "Stat": "Sum"}
+        start, end = time.time() - 600, time.time()
+        found = account.client("cloudwatch").get_metric_data(
+            StartTime=start, EndTime=end, MetricDataQueries=[{"Id": "q", "MetricStat": stat}], **more
+        )["MetricDataResults"][0]
+        assert len(found["Timestamps"]) == 3
+        return found["Values"]
+
+    assert values() == [60, 120, 180]
+    assert values(ScanBy="TimestampAscending") == [180, 120, 60]
+
+
 # --- Alarms ---
 
 STATISTICS = {"SampleCount": 4, "Sum": 20, "Average": 5, "Minimum": 1, "Maximum": 9, "p50": 5, "p75": 6}
@@ -484,6 +523,9 @@ MATH = [{"Id": "e", "Expression": "errors / requests", "ReturnData": True}]
         ({"EvaluateLowSampleCountPercentile": "ignore"}, "NotImplemented.*EvaluateLowSampleCountPercentile"),
         ({"ComparisonOperator": "GreaterThanUpperThreshold"}, "NotImplemented.*GreaterThanUpperThreshold"),
         ({"Statistic": "Sum", "ExtendedStatistic": "p9"}, "InvalidParameterCombination"),
+        ({"Statistic": "Median"}, "ValidationError.*'Median' at 'statistic'"),
+        ({"TreatMissingData": "good"}, "ValidationError.*'good' at 'treatMissingData'"),
+        ({"Namespace": None}, "ValidationError.*Namespace must not be null"),
         ({"DatapointsToAlarm": 2}, "ValidationError.*DatapointsToAlarm"),
     ],
 )

@@ -64,6 +64,7 @@ def test_a_body_of_the_wrong_type_is_not_read(world, body, message):
     ("request_", "message"),
     [
         ({"MaxResults": "5"}, "STRING_VALUE can not be converted to an Integer"),
+        (b'{"MaxResults": 1e999}', "NUMBER_VALUE can not be converted to an Integer"),
         ({"MaxResults": False}, "FALSE_VALUE can not be converted to an Integer"),
         ({"CreationTimeAfter": "yesterday"}, "STRING_VALUE can not be converted to milliseconds since epoch"),
     ],

@@ -338,6 +338,10 @@ def test_scaling_out_and_in_under_load_fails_no_request(world):
         ),
         ([{"VariantName": "AllTraffic"}] * 2, '"AllTraffic" was non-unique within the request'),
         ([{"VariantName": "AllTraffic", "DesiredInstanceCount": 0}], "must be at least 1"),
+        (
+            [{"VariantName": "AllTraffic", "DesiredInstanceCount": 10_000}],
+            "ResourceLimitExceeded.*service limit 'ml.c5.large for endpoint usage' is 100 Instances.*delta of 9999",
+        ),
         ([{"VariantName": "AllTraffic", "DesiredWeight": -1}], "greater than or equal to 0"),
         ([{"VariantName": "AllTraffic", "ServerlessUpdateConfig": {"MaxConcurrency": 2}}], "only supported for server"),
     ):
@@ -449,7 +453,8 @@ def test_serverless_endpoint_is_bounded(world):
 
 
 def test_a_restart_brings_back_what_was_served(tmp_path):
-    """The size it was scaled to; the old fleet of an interrupted update; a model that was deleted meanwhile."""
+    """The size it was scaled to; the old fleet of an interrupted update, but the new one once the old one has to go; a
+    model that was deleted meanwhile."""
     images = tmp_path / "images"
     (images / "server").mkdir(parents=True)
     (images / "server" / "__main__.py").write_text(textwrap.dedent(SERVER))
@@ -460,6 +465,7 @@ def test_a_restart_brings_back_what_was_served(tmp_path):
             world.model(name, name)
         made(world, "scaled", "kept")
         made(world, "interrupted", "kept")
+        made(world, "updated", "kept")
         scale(world, "scaled", DesiredInstanceCount=1)
         world.endpoint("scaled")
         world.sagemaker.delete_model(ModelName="kept")
@@ -473,6 +479,12 @@ def test_a_restart_brings_back_what_was_served(tmp_path):
             lambda seen: seen == {"kept", "other"},
             20,
         )
+        for _ in range(2):  # each instance of the old fleet has a request that it must answer before it ends
+            threading.Thread(target=pytest.raises, args=(Exception, world.invoke, "updated", b"sleep 30")).start()
+        time.sleep(0.5)
+        world.sagemaker.update_endpoint(EndpointName="updated", EndpointConfigName="other")
+        until(lambda: world.invoke("updated")["answer"], lambda answer: answer == "other", 20)
+        assert world.sagemaker.describe_endpoint(EndpointName="updated")["EndpointStatus"] == "Updating"
         os.kill(emulator.pid, signal.SIGKILL)
     with Emulator(state=tmp_path / "state", auth=False, keep=True, environment=environment) as emulator:
         sagemaker = boto3.client(
@@ -497,4 +509,6 @@ def test_a_restart_brings_back_what_was_served(tmp_path):
         assert (found["EndpointStatus"], found["EndpointConfigName"]) == ("InService", "kept")
         assert "interrupted by a restart" in found["FailureReason"] and "PendingDeploymentSummary" not in found
         assert found["ProductionVariants"][0]["CurrentInstanceCount"] == 2
-        assert len(alive(str(images / "server"))) == 3
+        found = back("updated")
+        assert found["EndpointConfigName"] == "other" and "FailureReason" not in found
+        assert len(alive(str(images / "server"))) == 5

@@ -230,6 +230,12 @@ REFUSED = [
         "ValidationException",
         NO_DATA,
     ),
+    (
+        "CreateModel",
+        MODEL | {"PrimaryContainer": container(ModelDataUrl="s3://[no-bucket/nowhere")},
+        "ValidationException",
+        "Could not access model data at s3://[no-bucket/nowhere. …",
+    ),
     # Endpoint configurations
     (
         "CreateEndpointConfig",

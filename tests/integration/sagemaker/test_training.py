@@ -10,7 +10,7 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.makers.sagemaker import BUCKET, alive, archive, until
+from tests.makers.sagemaker import BUCKET, alive, archive, training, until
 
 LOGS = "/aws/sagemaker/TrainingJobs"
 
@@ -351,6 +351,28 @@ def test_the_debugger_s_hook_finds_its_configuration_and_its_output_is_uploaded(
     assert keys(world, "profile/debugged/") == ["profiler-output/file"]
 
 
+def test_what_a_job_breaks_does_not_break_its_end(world):
+    script = """
+        import os, shutil
+        shutil.rmtree(os.environ["SM_OUTPUT_DIR"])
+        print("objective=0.5; loss=1.0;")
+        print("objective=0.6; loss=nan;")
+        raise SystemExit("no model")
+    """
+    specification = training("any")["AlgorithmSpecification"]
+    specification["MetricDefinitions"] = [{"Name": name, "Regex": f"{name}=(.*?);"} for name in ("objective", "loss")]
+    train(world, "broken-folders", script, AlgorithmSpecification=specification)
+    job = world.trained("broken-folders")
+    assert "ErrorMessage" in job["FailureReason"] and "no model" in job["FailureReason"]
+    assert [(item["MetricName"], item["Value"]) for item in job["FinalMetricDataList"]] == [("objective", 0.6)]
+
+    corrupt = bytearray(archive(train_py="\n".join(f"# {number**7}" for number in range(1000))))
+    corrupt[500:600] = bytes(100)
+    source = world.put("code/corrupt.tar.gz", bytes(corrupt))
+    world.train("corrupt", hyperparameters={"sagemaker_submit_directory": source})
+    assert world.trained("corrupt")["FailureReason"].startswith(f"ClientError: {source} could not be unpacked")
+
+
 def test_a_missing_key_of_a_manifest_is_named(world):
     manifest = world.put(
         "bad.manifest", json.dumps([{"prefix": f"s3://{BUCKET}/data/"}, "a/1.txt", "c/9.txt"]).encode()
@@ -424,9 +446,9 @@ def test_a_job_that_ignores_sigterm_is_killed_after_the_grace_period(world):
 
 
 def test_stop_while_the_data_comes_in_and_while_the_model_goes_out(world):
-    # The same object very often: minutes of downloading, if nobody stopped it.
+    # The same object very often: a long download, if nobody stopped it.
     manifest = world.put(
-        "long.manifest", json.dumps([{"prefix": f"s3://{BUCKET}/data/"}, *["a/1.txt"] * 50_000]).encode()
+        "long.manifest", json.dumps([{"prefix": f"s3://{BUCKET}/data/"}, *["a/1.txt"] * 20_000]).encode()
     )
     world.train("stop-in", InputDataConfig=[channel("training", manifest, "ManifestFile")])
     until(lambda: status(world, "stop-in"), lambda found: found == "Downloading", 30)
@@ -437,7 +459,7 @@ def test_stop_while_the_data_comes_in_and_while_the_model_goes_out(world):
 
     script = """
         import os, pathlib
-        for number in range(1000):
+        for number in range(400):
             pathlib.Path(os.environ["SM_MODEL_DIR"], f"{number:04d}").write_text("x")
     """
     output = {"S3OutputPath": f"s3://{BUCKET}/out", "CompressionType": "NONE"}
@@ -446,7 +468,7 @@ def test_stop_while_the_data_comes_in_and_while_the_model_goes_out(world):
     world.sagemaker.stop_training_job(TrainingJobName="stop-out")
     job = world.trained("stop-out")
     assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Stopped", "Stopped")
-    assert len(keys(world, "out/stop-out/output/model/")) == 1000
+    assert len(keys(world, "out/stop-out/output/model/")) == 400
 
 
 DAEMON = """

@@ -86,19 +86,19 @@ def test_tuning_finds_the_best_of_a_quadratic(world):
     tune(
         world,
         "quadratic",
-        config(16, 2, Strategy="Bayesian", ParameterRanges=ranges),
+        config(10, 2, Strategy="Bayesian", ParameterRanges=ranges),
         definition(mode="ok"),
         Tags=[{"Key": "team", "Value": "dogs"}],
     )
     job = tuned(world, "quadratic")
     assert job["TrainingJobStatusCounters"] == {
-        "Completed": 16,
+        "Completed": 10,
         "InProgress": 0,
         "RetryableError": 0,
         "NonRetryableError": 0,
         "Stopped": 0,
     }
-    assert job["ObjectiveStatusCounters"] == {"Succeeded": 16, "Pending": 0, "Failed": 0}
+    assert job["ObjectiveStatusCounters"] == {"Succeeded": 10, "Pending": 0, "Failed": 0}
     assert job["ConsumedResources"]["RuntimeInSeconds"] >= 1
     assert job["HyperParameterTuningEndTime"] > job["CreationTime"]
     assert job["HyperParameterTuningJobConfig"]["TrainingJobEarlyStoppingType"] == "Off"
@@ -107,7 +107,7 @@ def test_tuning_finds_the_best_of_a_quadratic(world):
 
     by_value = trials(world, "quadratic", SortBy="FinalObjectiveMetricValue", SortOrder="Descending")
     values = [trial[METRIC]["Value"] for trial in by_value]
-    assert len(values) == 16 and values == sorted(values, reverse=True)
+    assert len(values) == 10 and values == sorted(values, reverse=True)
     assert trials(world, "quadratic", SortBy="FinalObjectiveMetricValue") == by_value[::-1]
     names = [trial["TrainingJobName"] for trial in trials(world, "quadratic")]
     assert names == sorted(names)
@@ -123,7 +123,7 @@ def test_tuning_finds_the_best_of_a_quadratic(world):
     assert best["TunedHyperParameters"].keys() == {"x", "kind"}
     x = float(best["TunedHyperParameters"]["x"])
     assert best[METRIC] == {"MetricName": "objective", "Value": pytest.approx(-((x - 3) ** 2), abs=1e-3)}
-    assert abs(x - 3) < 2, "sixteen trials should come nearer to 3 than that"
+    assert abs(x - 3) < 2, "ten trials should come nearer to 3 than that"
     child = world.sagemaker.describe_training_job(TrainingJobName=best["TrainingJobName"])
     assert child["TuningJobArn"] == job["HyperParameterTuningJobArn"]
     assert child["HyperParameters"].items() >= best["TunedHyperParameters"].items()
@@ -134,7 +134,7 @@ def test_tuning_finds_the_best_of_a_quadratic(world):
 
     listed = world.sagemaker.list_hyper_parameter_tuning_jobs(NameContains="quadratic", StatusEquals="Completed")
     [shown] = listed["HyperParameterTuningJobSummaries"]
-    assert shown["Strategy"] == "Bayesian" and shown["ResourceLimits"]["MaxNumberOfTrainingJobs"] == 16
+    assert shown["Strategy"] == "Bayesian" and shown["ResourceLimits"]["MaxNumberOfTrainingJobs"] == 10
     assert shown["TrainingJobStatusCounters"] == job["TrainingJobStatusCounters"]
     with pytest.raises(ClientError, match="ResourceInUse"):
         tune(world, "Quadratic", config(1), definition())

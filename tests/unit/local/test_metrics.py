@@ -9,7 +9,7 @@ from ministack.services import cloudwatch, cloudwatch_logs
 
 from local.emulator import ACCOUNT, REGION
 from local.sagemaker import router
-from local.seams import functions, metrics
+from local.seams import logs, metrics
 from local.seams.metrics import MINUTE, SECONDS_KEPT, VALUES_KEPT, Series, embedded_metrics
 from tests.makers import template
 
@@ -70,6 +70,14 @@ def test_late_data_goes_to_the_minute_it_belongs_to():
     assert next(point for point in series if point["Timestamp"] == T0 + 60)["_stat"]["Maximum"] == 1000.0
 
 
+def test_a_data_point_that_was_given_out_does_not_change():
+    series = fill(1)
+    before = list(series)
+    kept = copy.deepcopy(before[0])
+    series.append({"Timestamp": T0, "Unit": "Milliseconds", "Value": 7.0})
+    assert before == [kept] and series[0]["_stat"]["Minimum"] == 7.0
+
+
 def test_units_are_kept_apart():
     series = Series()
     for unit in ("Count", "Bytes", "Count"):
@@ -102,7 +110,7 @@ def document(definitions, dimensions=(("service",),), **members):
 
 def test_each_dimension_set_makes_a_metric_of_all_values():
     line = document([{"Name": "Seen", "Unit": "Count"}], [["service"], []], Seen=[1, 2])
-    assert embedded_metrics(line) == [
+    assert embedded_metrics(line, T0) == [
         ("N", "Seen", {"service": "s"}, float(T0), "Count", [1.0, 2.0]),
         ("N", "Seen", {}, float(T0), "Count", [1.0, 2.0]),
     ]
@@ -110,7 +118,7 @@ def test_each_dimension_set_makes_a_metric_of_all_values():
 
 def test_what_lambda_writes_before_the_document_does_no_harm():
     line = document([{"Name": "Seen", "StorageResolution": 1}], Seen=1.5)
-    found = embedded_metrics(f"2026-11-22T10:00:00Z 8f5e7b8e-0000 INFO {line}")
+    found = embedded_metrics(f"2026-11-22T10:00:00Z 8f5e7b8e-0000 INFO {line}", T0)
     assert found == [("N", "Seen", {"service": "s"}, float(T0), "None", [1.5])]
 
 
@@ -128,23 +136,29 @@ def test_what_lambda_writes_before_the_document_does_no_harm():
         document([{"Name": "Seen"}], [["Seen"]], Seen=1),
         document([{"Name": f"m{n}"} for n in range(101)], **{f"m{n}": 1 for n in range(101)}),
         document([{"Name": "Seen"}], Seen=1) + " and more",
+        document([{"Name": "Seen"}], Seen=float("nan")),
+        document([{"Name": "Seen"}], Seen=10**400),
+        document([{"Name": "Seen"}], Seen=1).replace('"N"', "[1]"),
+        document([{"Name": "Seen"}], Seen=1).replace(str(T0 * 1000), "9" * 400),
+        document([{"Name": "Seen"}], Seen=1).replace(str(T0 * 1000), str((T0 + 3 * 3600) * 1000)),
+        '{"_aws": ' + "[" * 100_000,
     ],
 )
 def test_a_line_that_breaks_the_format_has_no_metrics(line):
-    assert embedded_metrics(line) == []
+    assert embedded_metrics(line, T0) == []
 
 
-# --- Logs of functions ---
+# --- Logs ---
 
 
 def test_a_log_stream_keeps_its_newest_events(monkeypatch):
-    monkeypatch.setattr(functions, "MAX_EVENTS", 100)
-    stream = {"events": list(range(111))}
-    monkeypatch.setitem(
-        cloudwatch_logs._log_groups._data, (ACCOUNT, REGION, "/aws/lambda/f"), {"streams": {"s": stream}}
-    )
-    functions.shorten_logs({"FunctionName": "f"})
-    assert stream["events"] == list(range(11, 111))
+    monkeypatch.setattr(logs, "EVENTS_KEPT", 100)
+    stream = {"events": [{"eventId": n} for n in range(111)]}
+    monkeypatch.setitem(cloudwatch_logs._log_groups._data, (ACCOUNT, REGION, "g"), {"streams": {"s": stream}})
+    records = {(ACCOUNT, REGION, n): {} for n in range(111)}
+    monkeypatch.setattr(cloudwatch_logs._log_records, "_data", records)
+    logs.shorten("g")
+    assert [event["eventId"] for event in stream["events"]] == [key[2] for key in records] == list(range(11, 111))
 
 
 # --- The template ---

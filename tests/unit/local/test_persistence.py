@@ -1,16 +1,19 @@
 """State on disk: what changed is written, whole or not at all, and read back as it was."""
 
+import contextlib
 import os
 import random
 import sqlite3
 from collections import defaultdict
+from functools import partial
 
 import pytest
 from ministack.core.responses import AccountRegionScopedDict
 
 from local import objects
+from local import snapshots as snapshots_module
 from local.sagemaker.store import Store, record
-from local.snapshots import Growing, Items, Records, Snapshots
+from local.snapshots import LARGE, Growing, Items, Records, Snapshots
 
 SPLITS = {
     "tables": {"items": Items(depth=2)},
@@ -146,6 +149,54 @@ def test_what_could_not_be_written_is_written_next_time(tmp_path):
     other.execute("ROLLBACK")
     save(snapshots, state)
     assert snapshots.load("service", SPLITS)["settings"]["limit"] == 2
+
+
+def test_large_bytes_have_files_for_as_long_as_they_are_named(tmp_path):
+    uploads = {
+        "uploads": scoped(u={"parts": {1: {"body": b"p" * LARGE}, 2: {"body": b"q" * LARGE}, 3: {"body": b"s"}}})
+    }
+    splits = {"uploads": {"parts": Items()}}
+    snapshots = Snapshots(tmp_path / "state.sqlite")
+    parts = uploads["uploads"]._data["000000000000", "us-east-1", "u"]["parts"]
+    snapshots.write([snapshots.changes("service", uploads, splits)])
+    parts[2] = {"body": b"r" * LARGE}
+    snapshots.write([snapshots.changes("service", uploads, splits)])
+    assert len(list((tmp_path / "files").iterdir())) == 2
+    (tmp_path / "files" / "1234.partial").write_bytes(b"of a kill")
+    again = Snapshots(tmp_path / "state.sqlite")
+    assert plain(again.load("service", splits)) == plain(uploads)
+    again.write([again.changes("service", {"uploads": scoped()}, splits)])
+    assert not list((tmp_path / "files").iterdir())
+
+
+def test_data_that_looks_like_a_mark_is_data(tmp_path):
+    state = empty()
+    state["settings"] = {"names": [{"__bytes__": "x"}, {"__scoped__": True}, {"__file__": "../state.sqlite"}]}
+    save(Snapshots(tmp_path / "state.sqlite"), state)
+    assert plain(Snapshots(tmp_path / "state.sqlite").load("service", SPLITS)) == plain(state)
+
+
+def test_many_rows_are_written_in_several_statements(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots_module, "BATCH", 100)
+    state = empty()
+    entry(state, "tables", "dogs")["items"].update({f"p{n}": {"s": {"n": n * "ü"}} for n in range(90)})
+    save(Snapshots(tmp_path / "state.sqlite"), state)
+    assert plain(Snapshots(tmp_path / "state.sqlite").load("service", SPLITS)) == plain(state)
+
+
+def test_a_file_in_use_is_not_set_aside(tmp_path, monkeypatch):
+    state = empty()
+    Snapshots(tmp_path / "state.sqlite").close()
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0))
+    with contextlib.closing(sqlite3.connect(tmp_path / "state.sqlite", isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("DELETE FROM parts")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            Snapshots(tmp_path / "state.sqlite")
+        other.execute("ROLLBACK")
+    save(Snapshots(tmp_path / "state.sqlite"), state)
+    assert not list(tmp_path.glob("*unreadable*"))
 
 
 def test_a_file_that_is_none_is_set_aside(tmp_path):

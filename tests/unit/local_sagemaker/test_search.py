@@ -19,6 +19,7 @@ RANGES = {
     "CategoricalParameterRanges": [{"Name": "batch-size", "Values": ["16", '"32"']}],
 }
 TEXTS = {"lr": "0.01", "momentum": "0.9", "drop": "0.25", "epochs": "3", "batch-size": '"32"'}
+WIDE = {"IntegerParameterRanges": [{"Name": "n", "MinValue": "1", "MaxValue": "2000000000", "ScalingType": "Auto"}]}
 
 
 def config(strategy: str = "Bayesian", **resources) -> dict:
@@ -49,6 +50,14 @@ def test_reverse_logarithmic_proposals_stay_within_their_range(ends):
         text = space.texts({"m": value})["m"]
         assert float(low) <= float(text) <= float(high)
         assert space.parameters({"m": text}) is not None
+
+
+def test_wide_integer_ranges_give_whole_numbers_and_take_no_room():
+    space = SearchSpace(WIDE)
+    study = new_study(config(), space, [({"n": str(10**number)}, -abs(number - 4.0)) for number in range(10)])
+    [text] = space.texts(study.ask(space.distributions).params).values()
+    assert 10**2 < int(text) < 10**6
+    assert space.parameters({"n": text}) is not None and space.parameters({"n": "2.5"}) is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,3 @@
-import json
 import os
 import time
 
@@ -15,25 +14,6 @@ def handler(event, context):
         time.sleep(event["sleep"])
     if event.get("fail"):
         raise PictureIsBroken("no header")
-    if event.get("metric"):
-        print(
-            json.dumps(
-                {
-                    "_aws": {
-                        "Timestamp": int(time.time() * 1000),
-                        "CloudWatchMetrics": [
-                            {
-                                "Namespace": "Test",
-                                "Dimensions": [["service"]],
-                                "Metrics": [{"Name": "Seen", "Unit": "Count"}],
-                            }
-                        ],
-                    },
-                    "service": "small",
-                    "Seen": [3.0],
-                }
-            )
-        )
     return {
         "greeting": shout(os.environ["GREETING"]),
         "caller": boto3.client("sts").get_caller_identity()["Arn"],
