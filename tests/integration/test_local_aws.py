@@ -22,21 +22,11 @@ from botocore.exceptions import ClientError
 
 from local.emulator import CHECKOUT, Emulator, EmulatorError
 from local.stack import Stack, runtime
+from tests.makers.waiting import wait_for
 
 SMALL = Path(__file__).parent / "small"
 DONE = ("SUCCEEDED", "FAILED", "TIMED_OUT", "ABORTED")
 WAIT = {"Wait": {"Type": "Wait", "Seconds": 60, "End": True}}
-
-
-def wait_for(check, timeout=20.0, every=0.1):
-    """The first true answer of `check`, or a failure that shows the last one."""
-    deadline = time.monotonic() + timeout
-    while True:
-        answer = check()
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"nothing after {timeout} s: {check.__name__} answered {answer!r}"
-        time.sleep(every)
 
 
 class Application:

@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from local.emulator import ACCOUNT, REGION, Emulator
 from local.stack import runtime
+from tests.makers.waiting import wait_for
 
 HANDLER = """
 import time
@@ -24,17 +25,6 @@ def handler(event, context):
         raise ValueError("as asked")
     return event
 """
-
-
-def wait_for(check, timeout=30.0, every=0.2):
-    """The first true answer of `check`, or a failure that shows the last one."""
-    deadline = time.monotonic() + timeout
-    while True:
-        answer = check()
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"nothing after {timeout} s: {check.__name__} answered {answer!r}"
-        time.sleep(every)
 
 
 class Account:
