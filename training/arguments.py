@@ -11,7 +11,7 @@ from typing import Any
 
 # What a model depends on beside its data; in the model card, and compared before going on from a checkpoint.
 HYPERPARAMETERS = ("lr", "batch_size", "epochs", "unfreeze", "image_size", "seed", "weight_decay", "label_smoothing",
-                   "augmentation", "warm_up", "views", "patience")  # fmt: skip
+                   "augmentation", "warm_up", "views", "patience", "precision")  # fmt: skip
 
 
 class TrainingError(ValueError):
@@ -76,6 +76,9 @@ def parse_arguments(arguments: list[str] | None = None, description: str | None 
     add("--warm-up", type=number(float, 0, 0.9), default=0.25, help="share of the steps in which lr rises")
     add("--views", type=number(int, 1, 16), default=2, help="frozen backbone: augmented views of each picture")
     add("--patience", type=number(int, 1, 1000), default=10, help="epochs without a better one before stopping")
+    add("--precision", type=one_of("auto", "float32"), default="auto", help="auto: 16 bits where they are fast")
+    add("--loader-workers", type=number(int, 1, 64), default=2, help="threads that read and augment ahead")
+    add("--export", type=one_of("true", "false"), default="true", help="false: a trial, only the metrics count")
     add("--profile", type=one_of("true", "false"), default="false", help="hook, sampler, rules and report")
     add("--run-uri", type=text, default="", help="s3://… where findings.json and report.html are put")
     add("--model-version", type=text, default="unversioned")
@@ -84,6 +87,7 @@ def parse_arguments(arguments: list[str] | None = None, description: str | None 
     # the container's paths
     add("--training", type=Path, default=Path(os.environ.get("SM_CHANNEL_TRAINING", root / "input/data/training")))
     add("--weights", type=Path, default=Path(os.environ.get("SM_CHANNEL_WEIGHTS", root / "input/data/weights")))
+    add("--champion", type=Path, default=Path(os.environ.get("SM_CHANNEL_CHAMPION", root / "input/data/champion")))
     add("--model-dir", type=Path, default=model_dir)
     add("--output-dir", type=Path, default=Path(os.environ.get("SM_OUTPUT_DIR", root / "output")))
     add("--checkpoint-dir", type=Path, default=root / "checkpoints")

@@ -18,9 +18,14 @@ FILES = (WEIGHTS, SERVING, "model.bin", CLASSES, PREPROCESS, CARD)
 
 
 def model_card(
-    *, model_version: str, dataset_hash: str, hyperparameters: dict, metrics: dict, findings: dict, export: dict
-) -> dict[str, Any]:
-    """What model_card.json says: where the model comes from, how good it is, and what made it."""
+    *, model_version: str, dataset_hash: str, weights: str, champion: str, hyperparameters: dict, metrics: dict,
+    findings: dict, export: dict,
+) -> dict[str, Any]:  # fmt: skip
+    """What model_card.json says: where the model comes from, how good it is, and what made it.
+
+    `weights`: sha256 of the file that the backbone started from; `champion`: version of the model that it was warmed up
+    with. Both may be empty.
+    """
     versions = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "openvino", "pillow", "numpy", "smdebug"):
         try:
@@ -31,6 +36,8 @@ def model_card(
         "model_version": model_version,
         "dataset_hash": dataset_hash,
         "architecture": "resnet18",
+        "weights": weights,
+        "champion": champion,
         "hyperparameters": hyperparameters,
         "metrics": metrics,
         "findings": findings,

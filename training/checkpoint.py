@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,25 +44,44 @@ class State:
         return metrics
 
 
-def save(path: Path, settings: dict, state: State, **parts) -> None:
-    """Writes the checkpoint. `parts`: whatever has a state_dict; `settings`: what must be the same to go on from it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"settings": settings, "state": vars(state)} | {name: part.state_dict() for name, part in parts.items()}
-    torch.save(content, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+class Checkpoint:
+    """The file of a training's checkpoint.
 
+    `settings`: what must be the same to go on from it; `seconds`: between two checkpoints; `parts`: whatever has a
+    state_dict.
+    """
 
-def load(path: Path, settings: dict, **parts) -> State:
-    """Brings `parts` to where they were; a fresh State where there is no checkpoint, or one of other settings."""
-    if not path.is_file():
-        return State()
-    # weights_only refuses pickled code: a checkpoint comes from a bucket
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if content["settings"] != settings:
-        print("checkpoint: ignored, it was made with other settings or data", flush=True)
-        return State()
-    for name, part in parts.items():
-        part.load_state_dict(content[name])
-    state = State(**content["state"])
-    print(f"checkpoint: going on in epoch {state.epoch + 1}, after {state.step} batches", flush=True)
-    return state
+    def __init__(self, path: Path, settings: dict, seconds: float, **parts: Any) -> None:
+        self.path, self.settings, self.seconds, self.parts = path, settings, seconds, parts
+        self.saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last one is old: SIGTERM does not reach this process in every container, and a machine can be
+        lost without it."""
+        return time.monotonic() - self.saved >= self.seconds
+
+    def save(self, state: State) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"settings": self.settings, "state": vars(state)}
+        content |= {name: part.state_dict() for name, part in self.parts.items()}
+        torch.save(content, self.path.with_suffix(".part"))
+        os.replace(self.path.with_suffix(".part"), self.path)
+        self.saved = time.monotonic()
+
+    def load(self) -> State:
+        """Brings `parts` to where they were; a fresh State where there is no checkpoint, or one of other settings."""
+        if not self.path.is_file():
+            return State()
+        # weights_only refuses pickled code: a checkpoint comes from a bucket
+        content = torch.load(self.path, map_location="cpu", weights_only=True)
+        if content["settings"] != self.settings:
+            print("checkpoint: ignored, it was made with other settings or data", flush=True)
+            return State()
+        for name, part in self.parts.items():
+            part.load_state_dict(content[name])
+        state = State(**content["state"])
+        print(f"checkpoint: going on in epoch {state.epoch + 1}, after {state.step} batches", flush=True)
+        return state
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet
@@ -92,6 +93,15 @@ def gabor_stem(conv: nn.Conv2d) -> None:
         conv.weight.copy_(filters * math.sqrt(2 / (count * height * width)) / filters.std())
 
 
+def find_weights(folder: Path) -> Path | None:
+    """The one file of the weights channel; None where the job has no such channel. Raises WeightsError."""
+    files = sorted(folder.glob("*.pth")) if folder.is_dir() else []
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise WeightsError(f"the weights channel must hold one .pth file, not {len(files)}: {names}")
+    return files[0] if files else None
+
+
 def load_pretrained(model: nn.Module, path: Path) -> None:
     """Loads a torchvision state dict (1,000 ImageNet classes included) into `model`. Raises WeightsError."""
     check_sha256(path)
@@ -101,20 +111,24 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
         raise WeightsError(f"{path.name} is not a state dict that torch can load ({error}); fetch it again") from error
     if not isinstance(state, dict):
         raise WeightsError(f"{path.name} holds a {type(state).__name__}, not the state dict of a ResNet-18")
-    expected = model.state_dict()
+    check_state(state, model.state_dict(), path.name, "use resnet18-f37072fd.pth")
+    model.load_state_dict(state, strict=False)
+
+
+def check_state(state: dict, expected: dict, source: str, advice: str) -> None:
+    """WeightsError where `state`, which is of `source`, has other tensors than `expected`."""
     # BatchNorm's counters are missing in old files, and of no use in them.
     missing = sorted(name for name in expected.keys() - state.keys() if not name.endswith("num_batches_tracked"))
     unexpected = sorted(state.keys() - expected.keys())
     shapes = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected.keys() & state.keys()
+        for name in sorted(expected.keys() & state.keys())
         if state[name].shape != expected[name].shape
     ]
     if missing or unexpected or shapes:
         problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
         found = "; ".join(f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems if names)
-        raise WeightsError(f"{path.name} does not match torchvision's resnet18: {found}; use resnet18-f37072fd.pth")
-    model.load_state_dict(state, strict=False)
+        raise WeightsError(f"{source} does not match torchvision's resnet18: {found}; {advice}")
 
 
 def check_sha256(path: Path) -> None:
@@ -122,12 +136,16 @@ def check_sha256(path: Path) -> None:
     named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
     if named is None:
         return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if not found.startswith(named[1]):
         raise WeightsError(
             f"{path.name} is damaged: its sha256 starts with {found[:8]}, not {named[1]}; fetch it again"
         )
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def set_trainable(model: ResNet, unfreeze: str) -> None:
@@ -153,6 +171,17 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def fold_batchnorm(module: nn.Module) -> None:
+    """Puts BatchNorm's factors into the convolutions before it: a frozen network computes the same, faster."""
+    for conv, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("0", "1")):  # the last: a shortcut's
+        before, after = getattr(module, conv, None), getattr(module, norm, None)
+        if isinstance(before, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+            setattr(module, conv, fuse_conv_bn_eval(before, after))
+            setattr(module, norm, nn.Identity())
+    for child in module.children():
+        fold_batchnorm(child)
 
 
 def features(model: ResNet, images: torch.Tensor) -> torch.Tensor:

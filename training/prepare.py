@@ -4,23 +4,31 @@
     python prepare.py --image-size 224          # in a SageMaker processing job: every path has its container default
     python prepare.py --image-size 64 --dataset snapshot --images images --output prepared
 
-A picture that cannot be decoded is named and left out; more of them than --max-broken allows end the job with the list.
+Inputs: `dataset` and `images` (a snapshot), `previous` (an earlier output of this job: pictures that it holds are
+copied, not decoded; optional), `weights` (pretrained ones; optional). With weights and a frozen backbone
+(`--unfreeze none`) the backbone's features are extracted here, so that no trial of the tuning job does it again. A
+picture that cannot be decoded is named and left out; more of them than --max-broken allows end the job with the list.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL
+from PIL import features
 
 import artifact
 import preprocessing
@@ -69,6 +77,9 @@ def check_classes(rows: list[dict], classes: list[str]) -> None:
         raise PrepareError("no readable picture is in the validation split: the best epoch could not be told")
 
 
+# Decoding ------------------------------------------------------------------------------------------------------------
+
+
 def decode_into(path: Path, shape: tuple[int, ...], spec: Preprocess, images: Path, items: list[tuple[int, str]]):
     """Worker: writes the crop of each (row, sha256) into the array file. Returns (row, reason) of the broken ones."""
     array = np.lib.format.open_memmap(path, mode="r+", shape=shape)
@@ -81,57 +92,120 @@ def decode_into(path: Path, shape: tuple[int, ...], spec: Preprocess, images: Pa
             broken.append((row, str(error)))
         except FileNotFoundError:
             broken.append((row, "the file is not in the images channel"))
+        except MemoryError:
+            broken.append((row, "decoding it takes more memory than there is"))
     array.flush()
     return broken
 
 
+def decode(work: Callable, items: list[tuple[int, str]], workers: int) -> dict[int, str]:
+    """Runs `work` on all items in parallel; why each broken row is broken.
+
+    A picture that ends the process which decodes it (a decoder's fault, or the kernel taking back memory) takes the
+    whole pool with it: what the pool had not finished is then decoded in a process for each picture.
+    """
+    reasons: dict[int, str] = {}
+    chunks = [items[at : at + 32] for at in range(0, len(items), 32)]
+    unfinished = []
+    with ProcessPoolExecutor(workers) as pool:
+        for chunk, future in [(chunk, pool.submit(work, chunk)) for chunk in chunks]:
+            try:
+                reasons.update(future.result())
+            except BrokenProcessPool:
+                unfinished += chunk
+    for item in unfinished:
+        with ProcessPoolExecutor(1) as pool:
+            try:
+                reasons.update(pool.submit(work, [item]).result())
+            except BrokenProcessPool:
+                reasons[item[0]] = "decoding it ended the process that did it"
+    return reasons
+
+
 def prepare_split(
-    rows: list[dict], spec: Preprocess, images: Path, path: Path, pool: ProcessPoolExecutor
+    rows: list[dict], spec: Preprocess, images: Path, path: Path, workers: int, known: dict[str, np.ndarray]
 ) -> tuple[list[dict], list[dict]]:
-    """Writes one split's array to `path` (uint8 [N, size, size, 3]); returns the rows kept and those left out."""
+    """Writes one split's array to `path` (uint8 [N, size, size, 3]); returns the rows kept and those left out.
+
+    `known`: crops of an earlier preparation by sha256, which are copied.
+    """
     shape = (len(rows), spec.size, spec.size, 3)
-    # `broken` rows leave holes: they are closed afterwards, so that decoding needs no lock and no second copy.
     if not rows:
         np.save(path, np.zeros(shape, np.uint8))
         return [], []
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).flush()
-    items = [(number, row["sha256"]) for number, row in enumerate(rows)]
-    work = partial(decode_into, path, shape, spec, images)
-    reasons = dict(sum(pool.map(work, [items[i : i + 32] for i in range(0, len(items), 32)]), []))
+    # `broken` rows leave holes: they are closed afterwards, so that decoding needs no lock and no second copy.
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    for number, row in enumerate(rows):
+        if row["sha256"] in known:
+            array[number] = known[row["sha256"]]
+    array.flush()
+    items = [(number, row["sha256"]) for number, row in enumerate(rows) if row["sha256"] not in known]
+    reasons = decode(partial(decode_into, path, shape, spec, images), items, workers)
     kept = [number for number in range(len(rows)) if number not in reasons]
     if reasons:
-        array = np.load(path, mmap_mode="r+")
         for target, source in enumerate(kept):
             array[target] = array[source]
         np.save(path.with_suffix(".part.npy"), array[: len(kept)])
         os.replace(path.with_suffix(".part.npy"), path)
+    print(f"{path.stem}: {len(kept)} pictures, {len(rows) - len(items)} of them as they were", flush=True)
     skipped = [{"origin": "", **rows[n], "reason": reasons[n]} for n in sorted(reasons)]
     return [rows[n] for n in kept], skipped
 
 
+def code_version() -> str:
+    """Of what decides a crop's bytes beside the settings: the shared preprocessing and the libraries that decode."""
+    digest = hashlib.sha256(Path(preprocessing.__file__).read_bytes()).hexdigest()[:16]
+    libraries = [f"{name} {features.version(name)}" for name in ("jpg", "libtiff", "webp", "avif")]
+    return ", ".join([f"preprocessing {digest}", f"pillow {PIL.__version__}", *libraries])
+
+
+def read_known(previous: Path | None, spec: Preprocess) -> dict[str, dict[str, np.ndarray]]:
+    """By split the crops of an earlier preparation, where they would come out the same, byte for byte; else none."""
+    if previous is None or not (previous / "index.json").is_file():
+        return {}
+    try:
+        index = json.loads((previous / "index.json").read_text())
+        if Preprocess.from_json((previous / "preprocess.json").read_text()) != spec or index["code"] != code_version():
+            print("previous: not used, it was prepared with other settings or code", flush=True)
+            return {}
+        known = {}
+        for split in SPLITS:
+            array = np.load(previous / f"{split}.npy", mmap_mode="r")
+            side = spec.resize if split == "train" else spec.size
+            names = index["splits"][split]["sha256"]
+            if array.shape != (len(names), side, side, 3) or array.dtype != np.uint8:
+                raise ValueError(f"{split}.npy is {array.dtype} {array.shape}")
+            known[split] = dict(zip(names, array, strict=True))
+        return known
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"previous: not used, it cannot be read ({error})", flush=True)
+        return {}
+
+
 def prepare(
-    dataset: Path, images: Path, output: Path, image_size: int, max_broken: float = 0.05, workers: int | None = None
-) -> dict:
-    """Writes the prepared dataset (see data.py) to `output`; returns a summary. Raises PrepareError."""
-    started = time.perf_counter()
+    dataset: Path, images: Path, output: Path, image_size: int, max_broken: float = 0.05, workers: int | None = None,
+    previous: Path | None = None,
+) -> dict:  # fmt: skip
+    """Writes the prepared dataset (see data.py) to `output`; returns its index. Raises PrepareError.
+
+    `previous`: an earlier output, from which pictures that are still there are copied; the result is the same without.
+    """
     rows, classes = read_manifest(dataset)
     check_classes(rows, classes)
     output.mkdir(parents=True, exist_ok=True)
     spec = Preprocess(size=image_size, resize=round(image_size * 256 / 224))
     square = replace(spec, size=spec.resize)  # what random crops are taken from
-    index: dict = {"splits": {}, "skipped": []}
-    with ProcessPoolExecutor(workers or cores()) as pool:
-        for split in SPLITS:
-            wanted = [row for row in rows if row["split"] == split]
-            kept, skipped = prepare_split(
-                wanted, square if split == "train" else spec, images, output / f"{split}.npy", pool
-            )
-            index["splits"][split] = {
-                "labels": [classes.index(row["class"]) for row in kept],
-                "sha256": [row["sha256"] for row in kept],
-            }
-            index["skipped"] += skipped
-            print(f"{split}: {len(kept)} pictures", flush=True)
+    known = read_known(previous, spec)
+    index: dict = {"code": code_version(), "splits": {}, "skipped": []}
+    for split in SPLITS:
+        wanted = [row for row in rows if row["split"] == split]
+        cut, path = square if split == "train" else spec, output / f"{split}.npy"
+        kept, skipped = prepare_split(wanted, cut, images, path, workers or cores(), known.get(split, {}))
+        index["splits"][split] = {
+            "labels": [classes.index(row["class"]) for row in kept],
+            "sha256": [row["sha256"] for row in kept],
+        }
+        index["skipped"] += skipped
     for row in index["skipped"]:
         print(f"left out {row['sha256'][:12]} ({row['origin']}): {row['reason']}", flush=True)
     allowed = int(max_broken * len(rows))
@@ -141,36 +215,70 @@ def prepare(
                            f"that are tolerated ({max_broken:.0%}). Replace or delete them: {listed}")  # fmt: skip
     lost = {row["sha256"] for row in index["skipped"]}
     check_classes([row for row in rows if row["sha256"] not in lost], classes)
-    index["seconds"] = round(time.perf_counter() - started, 3)
     (output / "classes.json").write_text(json.dumps(classes))
     (output / "preprocess.json").write_text(spec.to_json())
     (output / "index.json").write_text(json.dumps(index))
     return index
 
 
+def extract_features(options: argparse.Namespace) -> None:
+    """What a frozen backbone makes of the prepared pictures, for every trial. Raises PrepareError."""
+    if not any(options.weights.glob("*.pth")):
+        return
+    import data  # these need torch, which decoding does not
+    import features as backbone_features
+    from model import WeightsError
+
+    begun = time.perf_counter()
+    try:
+        done = backbone_features.write(options.output, options, data.load(options.output), options.previous)
+    except WeightsError as error:
+        raise PrepareError(str(error)) from error
+    print(f"features: {done}, in {time.perf_counter() - begun:.1f} s", flush=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     container = Path(__file__).absolute().parents[2]  # the job's input `code` is /opt/ml/processing/input/code
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image-size", type=int, default=224, help="side of the model's input in pixels, 32 to 1024")
-    parser.add_argument("--dataset", type=Path, default=container / "input/dataset")
-    parser.add_argument("--images", type=Path, default=container / "input/images")
-    parser.add_argument("--output", type=Path, default=container / "output/prepared")
-    parser.add_argument("--max-broken", type=float, default=0.05, help="share of unreadable pictures that is tolerated")
-    parser.add_argument("--workers", type=int, help="processes; as many as cores when not given")
+    add = parser.add_argument
+    add("--image-size", type=int, default=224, help="side of the model's input in pixels, 32 to 1024")
+    add("--dataset", type=Path, default=container / "input/dataset")
+    add("--images", type=Path, default=container / "input/images")
+    add("--previous", type=Path, default=container / "input/previous", help="an earlier output of this job; optional")
+    add("--output", type=Path, default=container / "output/prepared")
+    add("--max-broken", type=float, default=0.05, help="share of unreadable pictures that is tolerated")
+    add("--workers", type=int, help="processes; as many as cores when not given")
+    # for the features, with the defaults of train.py, which takes them only where its own are the same
+    add("--unfreeze", choices=("none", "layer4", "all"), default="none", help="none: extract features, given weights")
+    add("--weights", type=Path, default=container / "input/weights", help="folder of the pretrained weights; optional")
+    add("--views", type=int, default=2)
+    add("--augmentation", choices=("none", "light", "strong"), default="light")
+    add("--precision", choices=("auto", "float32"), default="auto")
+    add("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    if not 32 <= options.image_size <= 1024:
-        parser.error(f"--image-size must be from 32 to 1024, not {options.image_size}")
+    for name, low, high in (("image_size", 32, 1024), ("views", 1, 16), ("max_broken", 0, 1), ("seed", 0, 2**31 - 1)):
+        if not low <= getattr(options, name) <= high:
+            named, given = name.replace("_", "-"), getattr(options, name)
+            return refuse(container, f"--{named} must be from {low} to {high}, not {given}")
+    begun = time.perf_counter()
     try:
         index = prepare(
-            options.dataset, options.images, options.output, options.image_size, options.max_broken, options.workers
-        )
+            options.dataset, options.images, options.output, options.image_size, options.max_broken, options.workers,
+            options.previous,
+        )  # fmt: skip
+        total = sum(len(split["labels"]) for split in index["splits"].values())
+        print(f"prepared {total} pictures of {options.image_size} pixels in {time.perf_counter() - begun:.1f} s")
+        if options.unfreeze == "none":
+            extract_features(options)
     except PrepareError as error:
-        print(f"prepare: {error}", file=sys.stderr)
-        artifact.exit_message(container, str(error))
-        return 1
-    total = sum(len(split["labels"]) for split in index["splits"].values())
-    print(f"prepared {total} pictures of {options.image_size} pixels in {index['seconds']:.1f} s")
+        return refuse(container, str(error))
     return 0
+
+
+def refuse(container: Path, reason: str) -> int:
+    print(f"prepare: {reason}", file=sys.stderr)
+    artifact.exit_message(container, reason)
+    return 1
 
 
 if __name__ == "__main__":

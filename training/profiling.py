@@ -1,55 +1,103 @@
-"""What `profile=true` adds to a training: hook, sampler, rules, findings.json and report.html."""
+"""What `profile=true` adds to a training: hook, timer, sampler, rules, findings.json and report.html."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import debugging
+import torch
+from torch import nn
+
 import rules
+import system_rules
+from debugging import Hook, tensors_folder
 from rules import Finding, Observations
 from sampler import Sampler
+from system_rules import Setup
+from timer import CudaClock, HostClock, StepTimer
+from watcher import RulesProcess
 
 MAX_FINDINGS_BYTES = 100_000  # Step Functions reads findings.json; a state's payload ends at 256 KiB
 
 
 class Profile:
-    """`with Profile(…) as profile:` around the epochs, `profile.phase(…)` at the start of each, then `report`."""
+    """`with Profile(…) as profile:` around the epochs; `phase` and `epoch` in each; then `report`.
 
-    def __init__(self, folder: Path, trained: Any, criterion: Any, steps_per_epoch: int, total_steps: int) -> None:
-        """`trained`: the module whose gradients are watched."""
-        self.tensors = folder / "tensors"
+    `timer` wants to hear of each step; `gradient_scale` is what gradients are multiplied by while the hook sees them;
+    `ended` says why to stop.
+    """
+
+    def __init__(
+        self, folder: Path, trained: nn.Module, criterion: nn.CrossEntropyLoss, device: torch.device, options: Any,
+        steps: int, done: int = 0, history: Sequence[dict[str, float]] = (),
+    ) -> None:  # fmt: skip
+        """`trained`: the module whose gradients are watched; `steps`: how many the whole training has, of which an
+        interrupted run has `done` some, and whole epochs as in `history`."""
+        self.folder, self.options = folder, options
+        tensors = tensors_folder(folder / "tensors")
+        self.hook: Hook | None = None
+        self.rules: RulesProcess | None = None
+        self.error = ""  # why there is no hook
+        self.cut = False  # whether a rule ended the training
         self.sampler = Sampler(folder / "profiler")
-        self.losses_per_epoch = math.ceil(steps_per_epoch / debugging.loss_interval(total_steps))
-        self.hook: Any = None
-        self.hook_error = ""
+        self.sampler.seen.cores = os.cpu_count() or 1
+        self.sampler.seen.loader_workers = options.loader_workers
+        self.timer = StepTimer(self.sampler.step, CudaClock() if device.type == "cuda" else HostClock())
+        # At half time the loss must be lower than at the start: before, the learning rate has hardly left its peak.
+        self.checks: dict[str, dict] = {name: {} for name in rules.TENSOR_RULES}
+        assert criterion.weight is not None
+        self.checks["LossNotDecreasing"] = {"start_step": steps // 2, "chance_loss": math.log(len(criterion.weight))}
+        self.checks["Overfit"] = {"start_step": round(options.warm_up * steps)}
         self._stack = ExitStack()
-        # An interrupted run left it, and smdebug refuses to write into it.
-        shutil.rmtree(self.tensors, ignore_errors=True)
         try:
-            self.hook = debugging.make_hook(debugging.load_smdebug(), self.tensors, trained, criterion, total_steps)
-        except ImportError as error:
-            self.hook_error = str(error)
-            print(f"profile: no hook: {error}", flush=True)
+            self.hook = Hook(tensors, trained, criterion, steps, done)
+            self.rules = RulesProcess(tensors, self.checks)
+        except (ImportError, OSError) as error:
+            self.error = str(error)
+            print(f"profile: no hook or no rules: {error}", flush=True)
+        for metrics in history:
+            self.epoch(metrics)
 
     def __enter__(self) -> Profile:
         self._stack.enter_context(self.sampler)
+        self._stack.callback(self.timer.close)
+        if self.hook is not None:
+            self._stack.callback(self.hook.close)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self.hook is not None:
-            self.hook.close()
-        self._stack.close()
+        self._stack.close()  # the rules' process ends when it has told its findings, or with this one
 
     def phase(self, split: str) -> None:
         """What the steps from now on belong to: `train` or `validation`."""
         if self.hook is not None:
-            debugging.set_mode(self.hook, split)
+            self.hook.phase(split)
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """An epoch has ended with these losses."""
+        self.cut = bool(self.ended)
+        if self.hook is not None:
+            self.hook.epoch(metrics["train_loss"], metrics["validation_loss"])
+
+    @property
+    def gradient_scale(self) -> float:
+        return self.hook.gradient_scale if self.hook is not None else 1.0
+
+    @gradient_scale.setter
+    def gradient_scale(self, scale: float) -> None:
+        if self.hook is not None:
+            self.hook.gradient_scale = scale
+
+    @property
+    def ended(self) -> str:
+        """Why there is no point in going on with the training; empty while there is."""
+        decided = self.rules.decided if self.rules is not None else None
+        return reason(decided) if decided is not None else ""
 
     def report(
         self, options: Any, prepared: Any, hyperparameters: dict, history: list[dict], metrics: dict, held_out: Any,
@@ -72,11 +120,14 @@ class Profile:
             "pictures": {split: len(getattr(prepared, split)) for split in ("train", "validation", "test")},
             "skipped": prepared.skipped[:50],
             "per_class": precision_recall(confusion, prepared.classes),
-            "system": rules.overall_system_usage(self.sampler.seen),
+            "system": system_rules.overall_system_usage(self.sampler.seen),
+            "framework": system_rules.overall_framework_metrics(self.sampler.seen),
             "steps": step_summary(self.sampler.seen),
         }
-        findings = {
+        findings: dict[str, Any] = {
             "blocking": any(finding.blocking for finding in found),
+            "verdict": verdict(found, self.cut or len(history) < options.epochs, len(history)),
+            "recommendation": system_rules.recommendation(found),
             "rules": [finding.as_dict() for finding in found],
             "summary": summary,
         }
@@ -87,13 +138,14 @@ class Profile:
         for finding in found:
             if finding.status != "NoIssuesFound":
                 print(f"rule {finding.rule}: {finding.status} {json.dumps(clean(finding.evidence))}", flush=True)
-        folder = self.tensors.parent
+        folder = self.folder
         (folder / "findings.json").write_text(text)
         html = write_report(
             Report(
                 findings=found, summary=summary, history=history, gradients=seen.gradients, sampler=self.sampler,
                 confusion=confusion, classes=prepared.classes, held_out=held_out, probabilities=probabilities.numpy(),
-                trials=tuning_trials(options.tuning_job),
+                trials=tuning_trials(options.tuning_job), verdict=findings["verdict"],
+                recommendation=findings["recommendation"],
             ),
             folder / "report.html",
         )  # fmt: skip
@@ -103,19 +155,44 @@ class Profile:
         return findings
 
     def _judge(self, prepared: Any, confusion: list[list[int]]) -> tuple[list[Finding], Observations]:
-        checks: dict[str, dict] = {name: {} for name in rules.TENSOR_RULES}
-        # A window of an epoch compares the same pictures with each other: else it is a matter of luck which came.
-        checks["LossNotDecreasing"] = {"num_steps": max(10, self.losses_per_epoch)}
-        if self.hook is None:
-            found = [rules.TENSOR_RULES[name].error(ImportError(self.hook_error), {}) for name in checks]
-            seen = Observations()
-        else:
-            found, seen = debugging.run_rules(self.tensors, checks)
+        found: list[Finding] = []
+        seen = Observations()
+        if self.rules is not None:
+            found, seen = self.rules.findings()
+        if fault := self.error or (self.hook.error if self.hook is not None else ""):
+            # what was found stands; that nothing was found means nothing then
+            found = [finding for finding in found if finding.status == "IssuesFound"]
+            there = {finding.rule for finding in found}
+            error = RuntimeError(f"the hook: {fault}")
+            found += [rule.error(error, {}) for name, rule in rules.TENSOR_RULES.items() if name not in there]
         counts = prepared.train.labels.bincount(minlength=len(prepared.classes)).tolist()
         named = dict(zip(prepared.classes, counts, strict=True))
         found.append(rules.CLASS_IMBALANCE.judge((named, confusion)))
-        found += [rule.judge(self.sampler.seen) for rule in rules.SYSTEM_RULES.values()]
+        options = self.options
+        setup = Setup(
+            batch_size=options.batch_size, pictures=len(prepared.train), loader_workers=options.loader_workers,
+            cores=self.sampler.seen.cores, unfreeze=options.unfreeze,
+            instance_type=os.environ.get("SM_CURRENT_INSTANCE_TYPE", ""),
+        )  # fmt: skip
+        found += [rule.judged(self.sampler.seen, setup) for rule in system_rules.SYSTEM_RULES.values()]
         return found, seen
+
+
+def verdict(found: Sequence[Finding], early: bool, epochs: int) -> dict[str, Any]:
+    """How the training ended: `EndedEarly` where it did because of a rule, and after how many epochs, or parts of one.
+
+    `early`: whether it ended before its time."""
+    spoilt = [finding for finding in found if finding.blocking]
+    if not early or not spoilt or spoilt[0].evidence is None:
+        return {"status": "Completed", "rule": None, "epoch": epochs, "reason": ""}
+    return {"status": "EndedEarly", "rule": spoilt[0].rule, "epoch": epochs, "reason": reason(spoilt[0])}
+
+
+def reason(finding: Finding) -> str:
+    """A finding's evidence in a line."""
+    evidence = finding.evidence or {}
+    where = f" in step {evidence['step']}" if evidence.get("step") is not None else ""
+    return f"{finding.rule}{where}: {evidence.get('tensor')} {evidence.get('value')}"
 
 
 def clean(value: Any) -> Any:
@@ -151,7 +228,7 @@ def precision_recall(confusion: list[list[int]], classes: list[str]) -> dict[str
     return table
 
 
-def step_summary(seen: rules.SystemObservations) -> dict[str, float]:
+def step_summary(seen: system_rules.SystemObservations) -> dict[str, float]:
     if not seen.step_seconds:
         return {}
     return {

@@ -3,6 +3,8 @@
     <folder>/system/incremental/<YYYYmmddHH>/<epoch of the minute>.algo-1.json     one JSON object a line:
     {"Type": "cpu", "Name": "cpu0", "Dimension": "CPUUtilization", "Value": 93.1, "NodeId": "algo-1", "Timestamp": …}
 
+    <folder>/framework/pevents/<YYYYmmddHH>/<µs of its end>_<pid>-algo-1_model_timeline.json       a Chrome trace
+
 which smdebug's readers, and whoever knows the profiler's output in S3, can read. Values are percent unless the
 dimension says otherwise.
 """
@@ -10,6 +12,7 @@ dimension says otherwise.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from contextlib import suppress
@@ -20,10 +23,11 @@ from typing import Any
 
 import psutil
 
-from rules import SystemObservations
+from system_rules import SystemObservations
 
 NODE = "algo-1"
 INTERVAL = 0.5  # seconds; SageMaker's own default
+TIMELINE_STEPS = 10_000  # of a longer training, the timeline shows every second or third … step
 
 
 class Sampler:
@@ -34,6 +38,7 @@ class Sampler:
         self.seen = SystemObservations()
         self.times: list[float] = []  # of each sample, seconds since the epoch
         self.io: list[dict[str, float]] = []  # of each sample: disk and network bytes a second
+        self.step_ends: list[float] = []  # of each step, seconds since the epoch
         self._started = psutil.Process().create_time()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
@@ -49,13 +54,46 @@ class Sampler:
     ) -> None:
         self._stop.set()
         self._thread.join(timeout=5)
+        self.write_timeline()
+        if self._gpus:
+            import pynvml
 
-    def step(self, seconds: float, waited: float) -> None:
-        """A training step took `seconds`, of which it `waited` for its batch."""
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlShutdown()
+
+    def step(self, seconds: float, waited: float, forward: float = 0.0, backward: float = 0.0) -> None:
+        """A training step took `seconds`, of which it `waited` for its batch, and computed `forward` and `backward`."""
+        now = time.time()
         if not self.seen.step_seconds:
-            self.seen.start_up_seconds = max(0.0, time.time() - self._started - seconds)
+            self.seen.start_up_seconds = max(0.0, now - self._started - seconds)
+        self.step_ends.append(now)
         self.seen.step_seconds.append(seconds)
         self.seen.wait_seconds.append(waited)
+        self.seen.forward_seconds.append(forward)
+        self.seen.backward_seconds.append(backward)
+
+    def write_timeline(self) -> None:
+        """Writes the steps' times as a trace: a row for whole steps, and one each for waiting, forward and backward."""
+        if not self.step_ends:
+            return
+        seen = self.seen
+        names = ("Step:ModeKeys.TRAIN", "DataIterator", "Forward", "Backward")
+        events: list[dict[str, Any]] = []
+        for row, name in enumerate(names):
+            about = {"name": name, "start_time_since_epoch_in_micros": 0}  # so that `ts` is the time itself
+            events.append({"name": "process_name", "ph": "M", "pid": row, "args": about})
+        for number in range(0, len(self.step_ends), 1 + len(self.step_ends) // TIMELINE_STEPS):
+            parts = [seen.wait_seconds[number], seen.forward_seconds[number], seen.backward_seconds[number]]
+            begun = self.step_ends[number] - seen.step_seconds[number]
+            starts = [begun, begun, begun + parts[0], begun + sum(parts[:2])]
+            for row, (start, lasts) in enumerate(zip(starts, [seen.step_seconds[number], *parts], strict=True)):
+                events.append({"name": names[row], "ph": "X", "pid": row, "ts": int(start * 1e6),
+                               "dur": int(lasts * 1e6), "args": {"step_num": str(number)}})  # fmt: skip
+        end = self.step_ends[-1]
+        hour = datetime.fromtimestamp(end, UTC).strftime("%Y%m%d%H")
+        folder = self.folder.parents[1] / "framework" / "pevents" / hour
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{int(end * 1e6)}_{os.getpid()}-{NODE}_model_timeline.json").write_text(json.dumps(events))
 
     def _run(self) -> None:
         psutil.cpu_percent(percpu=True)  # a thread's first call only starts its measurement
@@ -118,6 +156,7 @@ class Sampler:
                 store = pynvml.nvmlDeviceGetMemoryInfo(handle)
                 busy.append(float(used.gpu))
                 memory.append(100 * store.used / store.total)
+                self.seen.gpus.setdefault(f"gpu{number}", []).append(busy[-1])
                 lines.append(_event("gpu", f"gpu{number}", "GPUUtilization", busy[-1], now))
                 lines.append(_event("gpu", f"gpu{number}", "GPUMemoryUtilization", memory[-1], now))
         return busy, memory

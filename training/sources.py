@@ -12,74 +12,87 @@ import numpy as np
 import torch
 
 import data
-from model import features
+from data import Split
+
+EVALUATED = 64  # pictures at once; nothing is learnt from them, so it is only a matter of memory
 
 
-def seeded(*numbers: int):
+def seeded(*numbers: int) -> torch.Generator:
     """A generator that depends on the numbers alone (seed, epoch, step), so that any step can be repeated."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
 
 
 class Pictures:
-    """Batches of augmented pictures, for training convolutions."""
+    """Batches of augmented pictures, for training convolutions.
 
-    def __init__(self, prepared, options: argparse.Namespace, device) -> None:
-        self.prepared, self.options, self.device = prepared, options, device
+    Reading, cropping, pinning and sending a batch, and its normalisation, are done ahead of the training step by
+    `loader_workers` threads; torch leaves Python's lock while it computes.
+    """
+
+    def __init__(self, prepared: data.Prepared, options: argparse.Namespace, device: torch.device) -> None:
+        self.split, self.options, self.device = prepared.train, options, device
         self.normalise = data.Normalise(prepared.preprocess, device)
-        self.steps_per_epoch = data.batch_count(len(prepared.train), options.batch_size)
+        self.steps_per_epoch = len(data.chunks(torch.arange(len(self.split)), options.batch_size))
 
-    def train(self, epoch: int, start: int) -> Iterator:
+    def train(self, epoch: int, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         options = self.options
-        order = torch.randperm(len(self.prepared.train), generator=seeded(options.seed, epoch))
-        loader = data.batches(self.prepared.train, order, options.batch_size, self.device, start)
-        for step, (images, labels) in enumerate(loader, start):
-            generator = seeded(options.seed, epoch, step + 1)
-            yield data.augment(self.normalise(images), options.image_size, options.augmentation, generator), labels
+        chunks = data.chunks(torch.randperm(len(self.split), generator=seeded(options.seed, epoch)), options.batch_size)
 
-    def evaluation(self, split) -> Iterator:
-        for images, labels in data.batches(split, torch.arange(len(split)), 64, self.device):
-            yield self.normalise(images), labels
+        def read(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            at = chunks[step]
+            chances = torch.rand(data.CHANCES, len(at), generator=seeded(options.seed, epoch, step + 1))
+            images, light = data.augment(self.split.read(at), options.image_size, options.augmentation, chances)
+            inputs = self.normalise(self.send(images), None if light is None else self.send(light))
+            return inputs, self.send(self.split.labels[at])
+
+        yield from data.prefetch(read, range(start, len(chunks)), options.loader_workers)
+
+    def evaluation(self, split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        chunks = torch.arange(len(split)).split(EVALUATED) if len(split) else ()
+
+        def read(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+            at = chunks[number]
+            return self.normalise(self.send(split.read(at))), self.send(split.labels[at])
+
+        yield from data.prefetch(read, range(len(chunks)), self.options.loader_workers)
+
+    def send(self, batch: torch.Tensor) -> torch.Tensor:
+        """To the device; from pinned memory, which CUDA copies while it computes."""
+        if self.device.type != "cuda":
+            return batch
+        return batch.pin_memory().to(self.device, non_blocking=True)
 
 
 class Features:
-    """Batches of a frozen backbone's features: each picture, in several augmented views, went through it once."""
+    """Batches of a frozen backbone's features: each picture, in several augmented views, went through it once.
 
-    def __init__(self, prepared, options: argparse.Namespace, device, model, autocast) -> None:
-        self.options, self.device = options, device
-        pictures = Pictures(prepared, options, device)
-        self.steps_per_epoch = data.batch_count(len(prepared.train), options.batch_size)
+    `features`: by split; of train float32 [views, N, FEATURES], of the others [N, FEATURES].
+    """
+
+    def __init__(
+        self, prepared: data.Prepared, options: argparse.Namespace, device: torch.device,
+        features: dict[str, np.ndarray],
+    ) -> None:  # fmt: skip
+        self.options = options
         self.labels = prepared.train.labels.to(device)
-        views = []
-        for view in range(options.views):
-            # the first view is the plain centre, as the server sees pictures
-            kind = "none" if view == 0 else options.augmentation
-            loader = data.batches(prepared.train, torch.arange(len(prepared.train)), 64, device)
-            views.append(torch.cat([
-                extract(model, data.augment(pictures.normalise(images), options.image_size, kind,
-                                            seeded(options.seed, view, step)), autocast)
-                for step, (images, _) in enumerate(loader)
-            ]))  # fmt: skip
-        self.views = torch.stack(views)  # [views, N, 512]
+        self.views = torch.from_numpy(features["train"]).to(device)
+        chunks = data.chunks(torch.arange(len(self.labels)), options.batch_size)
+        self.slices = [slice(int(at[0]), int(at[-1]) + 1) for at in chunks]
+        self.steps_per_epoch = len(self.slices)
         self.splits = {
-            id(split): [(extract(model, images, autocast), labels) for images, labels in pictures.evaluation(split)]
-            for split in (prepared.validation, prepared.test)
+            id(split): (torch.from_numpy(features[name]).to(device), split.labels.to(device))
+            for name, split in (("validation", prepared.validation), ("test", prepared.test))
         }
 
-    def train(self, epoch: int, start: int) -> Iterator:
+    def train(self, epoch: int, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         generator = seeded(self.options.seed, epoch)
-        count = len(self.labels)
-        order = torch.randperm(count, generator=generator)
-        view = torch.randint(len(self.views), (count,), generator=generator)
-        for step in range(start, self.steps_per_epoch):
-            last = step + 1 == self.steps_per_epoch
-            at = order[step * self.options.batch_size : None if last else (step + 1) * self.options.batch_size]
-            yield self.views[view[at], at], self.labels[at]
+        count, device = len(self.labels), self.labels.device
+        order = torch.randperm(count, generator=generator).to(device)
+        view = torch.randint(len(self.views), (count,), generator=generator).to(device)
+        inputs, labels = self.views[view[order], order], self.labels[order]  # one gather an epoch, not one a step
+        for at in self.slices[start:]:
+            yield inputs[at], labels[at]
 
-    def evaluation(self, split) -> Iterator:
-        yield from self.splits[id(split)]
-
-
-def extract(model, images, autocast):
-    with torch.inference_mode(), autocast():
-        found = features(model, images).float()
-    return found.clone()  # a tensor made in inference mode cannot be trained on
+    def evaluation(self, split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if len(split):
+            yield self.splits[id(split)]

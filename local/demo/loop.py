@@ -196,10 +196,11 @@ class Loop:
         ended = self.loop_state.get_item(Key={"pk": "run", "sk": run.run_id}, ConsistentRead=True).get("Item", {})
         run.outcome, run.message = ended.get("outcome", ""), ended.get("message", "")
         prefix = f"runs/{run.run_id}"
-        run.findings = self._json(f"{prefix}/findings.json")
+        report = ended.get("report", "").removeprefix(f"s3://{self.artifacts}/")  # of the training that went on
+        run.findings = self._json(f"{report.removesuffix('/report.html') or prefix}/findings.json")
         run.verdict = self._json(f"{prefix}/verdict.json")
         run.evaluation = self._json(f"{prefix}/evaluation/evaluation.json")
-        run.report = self._artifact(f"{prefix}/report.html")
+        run.report = self._artifact(report or f"{prefix}/report.html")
         run.trials = self._trials(run.run_id)
         return run
 

@@ -198,6 +198,20 @@ def test_a_new_class_is_learnt_and_no_request_fails_meanwhile(loop: Loop):
     assert loop.row("blue.jpg")["label"] == "blue"
 
 
+def test_it_started_from_what_the_first_run_left(loop: Loop):
+    """Its prepared pictures, and its model."""
+    sagemaker, run = loop.client("sagemaker"), loop.champion()["model_version"]
+    first = loop.state.get_item(Key={"pk": "deployment", "sk": "000001"})["Item"]
+    prepare = sagemaker.describe_processing_job(ProcessingJobName=f"houndloop-{run}-prepare-0")
+    inputs = {source["InputName"]: source["S3Input"]["S3Uri"] for source in prepare["ProcessingInputs"]}
+    assert inputs["previous"].endswith(f"/runs/{first['model_version']}/prepared/")
+    training = sagemaker.describe_training_job(TrainingJobName=f"houndloop-{run}-train-0")
+    channels = {channel["ChannelName"]: channel["DataSource"] for channel in training["InputDataConfig"]}
+    assert channels["champion"]["S3DataSource"]["S3Uri"] == first["artifact"]
+    last = loop.state.get_item(Key={"pk": "training", "sk": "last"})["Item"]
+    assert last["prepared"].endswith(f"/runs/{run}/prepared")
+
+
 def test_the_same_dataset_is_not_trained_again(loop: Loop):
     loop.sfn.start_execution(stateMachineArn=loop.machine, name="again", input="{}")
     run = loop.ended(3)

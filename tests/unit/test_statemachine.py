@@ -40,6 +40,7 @@ OPTIMIZED = {
 # Where the IAM action is not the API's name, or there is more to it.
 SDK = {
     "dynamodb:transactWriteItems": {"dynamodb:PutItem"},
+    "s3:listObjectsV2": {"s3:ListBucket"},
     "sagemaker:createTrainingJob": {"sagemaker:CreateTrainingJob", "iam:PassRole"},
     "sagemaker:createModel": {"sagemaker:CreateModel", "iam:PassRole"},
     "sagemaker:createModelPackage": {
@@ -124,9 +125,9 @@ def test_the_last_run_is_remembered_however_its_model_was_judged():
         assert {"pk": {"S": "dataset"}, "sk": {"S": "last"}}.items() <= items[-1].items(), name
 
 
-@pytest.mark.parametrize(("poll", "job"), [(1, 2 * 86400), (15, 2 * 86400), (15, 14400)])
+@pytest.mark.parametrize(("poll", "job"), [(1, 4 * 86400), (15, 4 * 86400), (15, 14400)])
 def test_waiting_for_the_longest_training_leaves_room_in_the_history(poll: int, job: int):
-    """An execution's history holds 25,000 events; one look at the job costs eleven at most."""
+    """An execution's history holds 25,000 events; one look at the job costs eleven at most. There may be two jobs."""
     assert "/ 200000)" in STATES["WaitForTraining"]["Seconds"]
     age, looks = 3600.0, 0
     while age < 3600 + job:
@@ -149,6 +150,16 @@ def test_every_way_through_ends_at_the_lock():
         reached |= edge
     assert "FreeLock" in reached and not reached & {"Done", "RunFailed"}
     assert not STATES.keys() - reached - {"Begin", "TakeLock", "HowItEnded", "Done", "RunFailed"}, "unreachable states"
+
+
+def test_no_assignment_reads_what_is_assigned_beside_it():
+    """AWS gives all assignments of a state the values from before it; the local Step Functions, one after another."""
+    for name, state in STATES.items():
+        for part in (state, *state.get("Choices", []), *state.get("Catch", [])):
+            assigned = part.get("Assign", {})
+            for variable, value in assigned.items():
+                read = set(re.findall(r"\$(\w+)", json.dumps(value))) - {variable}
+                assert not read & assigned.keys(), f"{name} assigns {variable}"
 
 
 def test_every_substitution_is_given_and_used():

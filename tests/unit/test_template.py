@@ -5,36 +5,10 @@ import re
 from typing import Any
 
 import pytest
-import sagemaker.core.image_uris as image_uris
-from sagemaker.core.debugger import rule_configs
 
 from tests.makers import template
 
 TEMPLATE = template.template()
-REGISTRIES: dict[str, dict[str, str]] = TEMPLATE["Mappings"]["Registries"]
-
-
-@pytest.mark.parametrize("region", REGISTRIES)
-def test_registries_are_those_that_sagemaker_core_knows(region: str):
-    uri = image_uris.retrieve("pytorch", region, version="2.10.0", image_scope="training", instance_type="ml.c5.xlarge")
-    assert uri.split(".")[0] == REGISTRIES[region]["Training"]
-    if REGISTRIES[region]["DebuggerRules"] != "none":
-        uri = image_uris.retrieve("debugger", region)
-        assert uri.split(".")[0] == REGISTRIES[region]["DebuggerRules"]
-        assert uri.endswith("/sagemaker-debugger-rules:latest")
-
-
-def test_managed_rules_are_those_that_sagemaker_core_configures():
-    definition = (template.ROOT / "statemachine" / "retrain.asl.json").read_text()
-    configured = [
-        rule_configs.vanishing_gradient()["DebugRuleConfiguration"]["RuleParameters"]["rule_to_invoke"],
-        rule_configs.overfit()["DebugRuleConfiguration"]["RuleParameters"]["rule_to_invoke"],
-        rule_configs.overtraining()["DebugRuleConfiguration"]["RuleParameters"]["rule_to_invoke"],
-        rule_configs.poor_weight_initialization()["DebugRuleConfiguration"]["RuleParameters"]["rule_to_invoke"],
-        rule_configs.LowGPUUtilization().rule_name,
-        rule_configs.ProfilerReport().rule_name,
-    ]
-    assert set(re.findall(r'"rule_to_invoke": "(\w+)"', definition)) == set(configured)
 
 
 def test_every_parameter_says_what_it_is_and_is_used():

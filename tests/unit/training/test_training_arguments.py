@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-import train
+import steps
 from arguments import TrainingError, parse_arguments
-from data import AUGMENTATIONS, augment, batch_count, batches
-from model import WeightsError, _import_resnet18, build, load_pretrained, set_trainable, train_mode
+from data import AUGMENTATIONS, CHANCES, augment, chunks
+from model import WeightsError, _import_resnet18, build, find_weights, load_pretrained, set_trainable, train_mode
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_weights_of_another_network_are_refused_by_name_and_shape(tmp_path):
 def test_more_than_one_weights_file_is_refused(tmp_path):
     (tmp_path / "a.pth").touch()
     (tmp_path / "b.pth").touch()
-    with pytest.raises(TrainingError, match="must hold one .pth file, not 2"):
-        train.find_weights(tmp_path)
+    with pytest.raises(WeightsError, match="must hold one .pth file, not 2"):
+        find_weights(tmp_path)
 
 
 def test_frozen_batchnorm_keeps_its_statistics():
@@ -75,23 +75,70 @@ def test_frozen_batchnorm_keeps_its_statistics():
 
 
 @pytest.mark.parametrize("kind", sorted(AUGMENTATIONS))
-def test_augmentation_is_decided_by_its_generator(kind):
-    images = torch.randn(5, 3, 37, 37)
-    first, again, other = (augment(images, 32, kind, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert first.shape == (5, 3, 32, 32) and torch.equal(first, again)
-    assert torch.equal(first, other) == (kind == "none")
+def test_augmentation_is_decided_by_its_chances(kind):
+    images = torch.randint(0, 256, (5, 37, 37, 3), dtype=torch.uint8)
+    chances, others = (torch.rand(CHANCES, 5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    first, light = augment(images, 32, kind, chances)
+    again, _ = augment(images, 32, kind, chances)
+    other, _ = augment(images, 32, kind, others)
+    alone, _ = augment(images[2:3], 32, kind, chances[:, 2:3])
+    assert first.shape == (5, 32, 32, 3) and first.dtype == torch.uint8 and torch.equal(first, again)
+    assert torch.equal(first, other) == (kind == "none") == (light is None)
+    assert torch.equal(alone[0], first[2]), "a picture's augmentation must not depend on its neighbours"
+
+
+def test_augmentation_crops_mirrors_and_changes_the_light():
+    ramp = torch.arange(64).mul(4).to(torch.uint8)[None, None, :, None].expand(1, 64, 64, 3).contiguous()
+    whole = torch.tensor([[1.0], [0.5], [0.0], [0.0], [1.0], [0.5], [0.5]])  # all of the area, not mirrored, same light
+    same, light = augment(ramp, 64, "strong", whole)
+    assert torch.equal(same, ramp) and torch.equal(light, torch.tensor([[1.0], [0.0]]))
+    whole[4] = 0
+    assert torch.equal(augment(ramp, 64, "strong", whole)[0], ramp.flip(2))
+    least = torch.tensor([[0.0], [0.5], [1.0], [0.0], [1.0], [1.0], [0.0]])  # a quarter of the area, at the right
+    part, light = augment(ramp, 32, "strong", least)
+    assert torch.equal(part, ramp[:, :32, 32:]) and light.flatten().tolist() == pytest.approx([1.4, -0.4])
+
+
+def test_light_is_changed_in_normalised_pictures():
+    from data import Normalise
+    from preprocessing import Preprocess
+
+    images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    spec = Preprocess(8, 9)
+    normalise = Normalise(spec, torch.device("cpu"))
+    plain = ((images / 255 - torch.tensor(spec.mean)) / torch.tensor(spec.std)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(normalise(images), plain)
+    light = torch.tensor([[1.4, 0.8], [-0.3, 0.1]])
+    expected = torch.stack([plain[0] * 1.4 - 0.3, plain[1] * 0.8 + 0.1])
+    torch.testing.assert_close(normalise(images, light), expected)
 
 
 @pytest.mark.parametrize(("pictures", "size"), [(1, 4), (8, 4), (9, 4), (10, 4), (3, 16)])
-def test_no_batch_of_one_unless_there_is_but_one_picture(prepared, pictures, size):
-    import data
+def test_no_batch_of_one_unless_there_is_but_one_picture(pictures, size):
+    batches = chunks(torch.arange(pictures), size)
+    assert torch.equal(torch.cat(batches), torch.arange(pictures))
+    assert min(map(len, batches)) > 1 or pictures == 1
 
-    split = data.load(prepared).train
-    sizes = [len(labels) for _, labels in batches(split, torch.arange(pictures), size, torch.device("cpu"))]
-    assert sum(sizes) == pictures and len(sizes) == batch_count(pictures, size)
-    assert min(sizes) > 1 or pictures == 1
+
+def test_batches_are_read_ahead_in_order_and_no_further():
+    from data import prefetch
+
+    begun = []
+
+    def read(number):
+        begun.append(number)
+        if number == 6:
+            raise ValueError("unreadable")
+        return number
+
+    batches = prefetch(read, range(2, 9), workers=2)
+    assert next(batches) == 2 and max(begun) <= 2 + 4
+    batches.close()  # an epoch that SIGTERM ends
+    assert max(begun) < 8
+    with pytest.raises(ValueError, match="unreadable"):
+        list(prefetch(read, range(5, 9), workers=1))
 
 
 def test_class_weights_count_every_class_alike():
-    weights = train.class_weights(torch.tensor([0, 0, 0, 1]), 2)
+    weights = steps.class_weights(torch.tensor([0, 0, 0, 1]), 2)
     assert weights[1] == pytest.approx(3 * weights[0])

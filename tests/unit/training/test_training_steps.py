@@ -1,0 +1,148 @@
+"""The step: what micro-batches, precision and memory change, and what they must not."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import model as models
+import precision
+from arguments import TrainingError
+from checkpoint import State
+from precision import Precision, half
+from steps import Learner, better, class_weights, train_one_epoch, why_to_end
+
+CPU = torch.device("cpu")
+
+
+class Crowded(nn.Module):
+    """A network on a GPU that has room for so many inputs at once."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.room, self.fc = room, nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        if len(inputs) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.fc(inputs)
+
+
+def learner(model, lr=0.1, parts=1):
+    criterion = nn.CrossEntropyLoss(class_weights(torch.tensor([0, 0, 0, 1, 2, 2]), 3), label_smoothing=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    return Learner(model, criterion, optimizer, schedule, Precision(CPU, "float32"), parts)
+
+
+def batch(count, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 6, generator=generator), torch.randint(3, (count,), generator=generator)
+
+
+@pytest.mark.parametrize("count", [8, 11])
+def test_gradients_of_micro_batches_are_those_of_the_batch(count):
+    inputs, labels = batch(count)
+    whole, parted = learner(Crowded(100)), learner(Crowded(100), parts=4)
+    expected, right = whole.accumulate(inputs, labels)
+    found, also = parted.accumulate(inputs, labels)
+    assert right == also and torch.allclose(expected, found, atol=1e-6)
+    assert torch.allclose(whole.trained.fc.weight.grad, parted.trained.fc.weight.grad, atol=1e-6)
+
+
+def test_a_batch_that_does_not_fit_is_computed_in_parts_to_the_same_step(capsys):
+    inputs, labels = batch(16)
+    roomy, crowded = learner(Crowded(100)), learner(Crowded(5))
+    for _ in range(2):
+        losses = roomy.step(inputs, labels)[0], crowded.step(inputs, labels)[0]
+        assert torch.allclose(*losses, atol=1e-6)
+    assert torch.allclose(roomy.trained.fc.weight, crowded.trained.fc.weight, atol=1e-6)
+    assert crowded.parts == 4 and "in 4 parts from now on" in capsys.readouterr().out
+    crowded.step(*batch(3))  # the last batch of an epoch is smaller
+
+
+def test_a_batch_of_which_not_even_two_fit_ends_the_job_with_the_reason():
+    with pytest.raises(TrainingError, match="a batch of 16 does not fit into the GPU's memory, not even in 8 parts"):
+        learner(Crowded(1)).step(*batch(16))
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((9, 0), torch.bfloat16), ((7, 5), torch.float16), ((6, 1), None)]
+)
+def test_sixteen_bits_are_those_that_the_gpu_was_built_for(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert half(torch.device("cuda")) == expected
+    assert half(torch.device("cuda"), "float32") is None
+
+
+@pytest.mark.parametrize(("named", "expected"), [("avx512_bf16", torch.bfloat16), ("avx2", None)])
+def test_a_cpu_without_bfloat16_computes_in_float32(monkeypatch, named, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {named: True})
+    assert half(CPU) == expected
+
+
+def test_float16_scales_the_loss_and_leaves_out_a_step_that_overflows(monkeypatch):
+    monkeypatch.setattr(precision, "half", lambda device, wanted: torch.float16)
+    scaled, plain = learner(Crowded(9)), learner(Crowded(9))
+    scaled.precision = Precision(CPU)
+    monkeypatch.setattr(scaled.precision, "dtype", None)  # the scale alone: float32 tells what it changes
+    assert scaled.precision.scaler.get_scale() == 1024
+    inputs, labels = batch(8)
+    scaled.step(inputs, labels)
+    plain.step(inputs, labels)
+    assert torch.allclose(scaled.trained.fc.weight, plain.trained.fc.weight, atol=1e-6)
+    before = copy.deepcopy(scaled.trained.state_dict())
+    scaled.step(inputs * float("inf"), labels)
+    assert all(torch.equal(value, before[name]) for name, value in scaled.trained.state_dict().items())
+    assert scaled.precision.scaler.get_scale() == 512
+
+
+class Batches:
+    steps_per_epoch = 5
+
+    def train(self, epoch, start):
+        return (batch(4, seed=100 * epoch + step) for step in range(start, self.steps_per_epoch))
+
+
+def test_an_epoch_goes_on_in_its_middle_to_the_same_sums_and_weights():
+    whole, cut = learner(Crowded(9)), learner(Crowded(9))
+    expected, state = State(), State()
+    assert train_one_epoch(whole, Batches(), expected, lambda: False)
+    assert not train_one_epoch(cut, Batches(), state, lambda: state.step == 2) and state.step == 2
+    assert train_one_epoch(cut, Batches(), state, lambda: False)
+    assert (state.step, state.seen, state.correct) == (5, 20, expected.correct)
+    assert state.loss == pytest.approx(expected.loss)
+    assert torch.equal(whole.trained.fc.weight, cut.trained.fc.weight)
+
+
+def epoch(number, accuracy, loss=1.0):
+    return {"epoch": number, "train_loss": 1.0, "validation_accuracy": accuracy, "validation_loss": loss}
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_training():
+    state = State()
+    for number, accuracy in enumerate((0.5, 0.8, 0.7, 0.8), 1):
+        assert why_to_end(State(history=[epoch(number, accuracy)], best=state.best), patience=3) == ""
+        metrics = epoch(number, accuracy, loss=number)
+        state.best = metrics if better(metrics, state.best) else state.best
+    assert state.best["epoch"] == 2, "with equally many right, the smaller loss"
+    assert not better(epoch(9, 1.0, float("nan")), state.best)
+    assert why_to_end(State(history=[epoch(5, 0.8)], best=state.best), 3) == "no better epoch than 2 for 3 epochs"
+    assert "no finite number" in why_to_end(State(history=[epoch(3, 0.8, float("inf"))], best=state.best), 3)
+
+
+def test_folded_batchnorm_changes_no_answer():
+    torch.manual_seed(0)
+    model = models.build(2).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = models.features(model, images)
+        models.fold_batchnorm(model)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        torch.testing.assert_close(models.features(model, images), expected, rtol=1e-4, atol=1e-5)
