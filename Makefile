@@ -40,8 +40,8 @@ reconcile: $(READY) ## Find pictures in the inbox whose event was lost; STACK=na
 replay: $(READY) ## Classify pictures again; OF=--review (or --failed, --classified --from DAY, …), STACK=name
 	@$(BIN)/python tools/inbox.py $(FOR_STACK) replay $(or $(OF),--review)
 
-test: $(READY) ## Run all tests
-	@$(BIN)/python -m pytest
+test: $(READY) ## Run all tests, as many at once as there are cores; JOBS=n
+	@$(BIN)/python -m pytest --numprocesses $(or $(JOBS),logical) --maxprocesses 4 --dist loadgroup
 
 check: $(READY) lint types templates ## Lint, types and template checks
 

@@ -1,20 +1,26 @@
 """Whether every object ends in one true answer, whatever happens on the way.
 
     python -m benchmarks.chaos
-    python -m benchmarks.chaos --objects 500 --seed 7
+    python -m benchmarks.chaos --objects 600 --seed 7
 
-Drops objects into the deployed stack: good pictures of every kind, some twice under different keys, broken files, odd
-keys, several versions of one key in a burst, objects that are deleted at once. A part of the events is sent again, late
+Drops objects into the deployed stack: good pictures of every kind, some twice under different keys, broken files, some
+that no function has the memory to decode, odd keys, several versions of one key in a burst, objects that are deleted at
+once. A part of the events is sent again, late
 and shuffled. Meanwhile it kills workers of the function and of the endpoint, makes the endpoint refuse (500), throttle
 (429) and dawdle, updates it to another model, and kills the whole local AWS (SIGKILL) with messages in the queue.
 
 When the queue is empty, a reconciliation looks for what the kills lost, and then every object is compared with its row
 and its history: the newest version in S3 is the truth, and the answer must be the one that this process computes from
-the same bytes and the model. The model answers by the picture's mean colour, each deployment under other names.
+the same bytes and the model. The model answers by the picture's mean colour, each deployment under other names. Every
+row that says FAILED must have its message in the dead-letter queue, and every message there a row that says FAILED, or
+one that a copy of the event or a newer version came to.
 
-Ends with 1 if an object is lost, an answer is wrong or contradicts another, a row speaks of an old version, or a
-failure has no reason. The last line is the result as JSON. Messages of a killed worker are seen again after 70 seconds
-here, not after the 6 minutes of the template.
+Ends with 1 if an object is lost, an answer is wrong or contradicts another, a row speaks of an old version, a failure
+has no reason or no dead letter, or a dead letter no failure. The last line is the result as JSON.
+
+Two settings differ from the template's, so that waiting takes minutes, not an hour: messages of a killed worker are
+seen again after 70 seconds, not after 6 minutes, and a message has three tries, not five, of which the last comes a
+quarter of an hour after the one before.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -50,7 +57,9 @@ from local.emulator import CHECKOUT, Emulator, free_port
 
 OBJECTS = 10_000
 BROKEN, DUPLICATES, ODD_KEYS, BURSTS, DELETED, REPEATED = 0.05, 0.05, 0.10, 0.05, 0.03, 0.20  # shares of the objects
+EXHAUSTING = 0.002  # each takes a worker for some seconds, as often as it is tried
 VISIBILITY = 70  # seconds, more than the function's time limit
+TRIES = 3
 MAX_DELAY = 30  # seconds by which a repeated event comes late at most
 FAULT_SECONDS = 6.0
 STALLED_SECONDS = 30.0  # without progress, after which the next disturbance comes anyway
@@ -65,11 +74,12 @@ Answer = tuple[tuple[str, float], ...]  # the classes with their probabilities, 
 
 @dataclass(frozen=True)
 class Content:
-    """The bytes of an object, and a part of the reason for which they are no picture; "" if they are one."""
+    """The bytes of an object, and a part of the reason for which they are rejected, or fail; "" for a good picture."""
 
     name: str
     data: bytes
     reason: str = ""
+    fails: bool = False
 
     @property
     def good(self) -> bool:
@@ -110,13 +120,14 @@ def odd_key(number: int, chance: random.Random) -> str:
     return chance.choice(kinds).format(n=number)
 
 
-def contents(seed: int, count: int) -> tuple[Iterator[Content], list[Content]]:
-    """Good pictures, without end, and broken files."""
+def contents(seed: int, count: int) -> tuple[Iterator[Content], list[Content], list[Content]]:
+    """Good pictures, without end, broken files, and those that fail."""
     sys.path.insert(0, str(CHECKOUT / "inference"))
     from tests.makers import corpus, pictures
 
     whole = [Content(name, data) for name, data, _ in corpus.good(seed)]
     broken = [Content(name, data, reason) for name, data, reason in corpus.broken(seed)]
+    exhausting = [Content(name, data, reason, fails=True) for name, data, reason in corpus.exhausting()]
     colours = sorted(pictures.COLOURS)
     each = count // len(colours) + 1
     plain = (
@@ -124,13 +135,14 @@ def contents(seed: int, count: int) -> tuple[Iterator[Content], list[Content]]:
         for number, some in enumerate(zip(*(pictures.coloured(colour, each, seed) for colour in colours), strict=True))
         for colour, data in zip(colours, some, strict=True)
     )
-    return itertools.cycle(itertools.chain(whole, plain)), broken
+    return itertools.cycle(itertools.chain(whole, plain)), broken, exhausting
 
 
 def plan(objects: int, seed: int) -> list[Step]:
     """What is dropped, in order."""
     chance = random.Random(seed)
-    good, broken = contents(seed, 2 * objects)
+    good, broken, exhausting = contents(seed, 2 * objects)
+    failing = set(chance.sample(range(objects), math.ceil(EXHAUSTING * objects)))
     seen: list[Content] = []
     steps = []
 
@@ -145,7 +157,7 @@ def plan(objects: int, seed: int) -> list[Step]:
 
     for number in range(objects):
         key = odd_key(number, chance) if chance.random() < ODD_KEYS else f"{number % 50:02}/{number:06}.jpg"
-        versions: list[Content | None] = [content()]
+        versions: list[Content | None] = [chance.choice(exhausting) if number in failing else content()]
         dice = chance.random()
         if dice < BURSTS:
             versions += [content() for _ in range(chance.randint(1, 3))]
@@ -214,10 +226,11 @@ class Outcome:
     deleted: int = 0
     lost: list[str] = field(default_factory=list)
     old: list[str] = field(default_factory=list)
-    old_of_deleted: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     without_reason: list[str] = field(default_factory=list)
+    without_letter: list[str] = field(default_factory=list)
+    letters: list[str] = field(default_factory=list)
     not_quarantined: list[str] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
     by_deployment: Counter[int] = field(default_factory=Counter)
@@ -230,15 +243,16 @@ class Outcome:
     def problems(self, killed: bool) -> dict[str, list[str]]:
         """What was promised and not kept.
 
-        If the local AWS was killed, it may have lost the last event of an object that is deleted by now: no
-        reconciliation looks for those.
+        If the local AWS was killed, it may have lost a message on its last try, or on its way to the dead letters.
         """
         return {
             "lost": self.lost,
-            "rows that speak of an old version": self.old + ([] if killed else self.old_of_deleted),
+            "rows that speak of an old version": self.old,
             "answered twice with different results": self.different,
             "wrong answers": self.wrong,
             "failed or rejected without a reason": self.without_reason,
+            "failed without a dead letter": [] if killed else self.without_letter,
+            "dead letters without a failure": self.letters,
             "rejected and not in quarantine": self.not_quarantined,
         }
 
@@ -270,9 +284,10 @@ class Judge:
             self._answers[known] = tuple((one["class"], one["probability"]) for one in top)
         return self._answers[known]
 
-    def compare(self, inbox: Inbox) -> Outcome:
-        """Everything in the bucket beside everything in the table."""
+    def compare(self, inbox: Inbox, letters: list[str]) -> Outcome:
+        """Everything in the bucket beside everything in the table and in the dead-letter queue."""
         outcome = Outcome()
+        order: dict[str, list[str]] = defaultdict(list)  # the versions of a key, newest first
         truths: dict[str, Truth] = {}
         etags: dict[tuple[str, str], str] = {}
         pages = inbox.s3.get_paginator("list_object_versions").paginate(Bucket=inbox.bucket, Prefix="inbox/")
@@ -280,6 +295,7 @@ class Judge:
             for version in page.get("Versions", []):
                 key = version["Key"]
                 etags[key, version["VersionId"]] = version["ETag"].strip('"')
+                order[key].append(version["VersionId"])
                 truth = truths.setdefault(key, Truth("", deleted=True))
                 if not truth.newest:  # newest first
                     truth.newest = version["VersionId"]
@@ -301,7 +317,28 @@ class Judge:
                 outcome.different.append(f"{key!r}, version {version}: {sorted(given)}")
         for key, truth in truths.items():
             self._judge_row(key, truth, rows.get(key), etags, kept, outcome)
+        self._judge_letters(letters, rows, order, outcome)
         return outcome
+
+    def _judge_letters(
+        self, letters: list[str], rows: dict[str, dict[str, Any]], order: dict[str, list[str]], outcome: Outcome
+    ) -> None:
+        dead = set()
+        for letter in letters:
+            try:
+                thing = json.loads(letter)["detail"]["object"]
+                key, version = thing["key"], thing["version-id"]
+            except (ValueError, KeyError, TypeError):
+                outcome.letters.append(f"no event: {letter[:200]}")
+                continue
+            dead.add((key, version))
+            row = rows.get(key)
+            newer = order[key][: order[key].index(version) + 1] if version in order[key] else []
+            if row is None or row["status"] == "WAITING" or row["version_id"] not in newer:
+                outcome.letters.append(f"{key!r}, version {version}: its row is {row and row['status']}")
+        for key, row in rows.items():
+            if row["status"] == "FAILED" and (key, row["version_id"]) not in dead:
+                outcome.without_letter.append(f"{key!r}, version {row['version_id']}: {row.get('reason')}")
 
     def _judge_answer(self, row: dict[str, Any], etags: dict, answers: dict, outcome: Outcome) -> None:
         given = tuple((one["class"], float(one["probability"])) for one in row["classes"])
@@ -320,9 +357,7 @@ class Judge:
         if truth.deleted:  # read before it was deleted, or not: both are true
             outcome.deleted += 1
             if row is not None and row["version_id"] != truth.newest:
-                outcome.old_of_deleted.append(
-                    f"{key!r}, deleted: {row['status']} of {row['version_id']!r}, not {truth.newest!r}"
-                )
+                outcome.old.append(f"{key!r}, deleted: {row['status']} of {row['version_id']!r}, not {truth.newest!r}")
             return
         if row is None:
             outcome.lost.append(f"{key!r} has no row")
@@ -340,6 +375,8 @@ class Judge:
             outcome.without_reason.append(f"{key!r} is {status}")
         elif status == "FAILED":
             outcome.failures[row["reason"][:100]] += 1
+            if content.fails and not any(part in row["reason"] for part in (content.reason, "did not finish")):
+                outcome.wrong.append(f"{key!r}: {content.name!r} failed: {row['reason']}, not {content.reason!r}")
         elif content.good or content.reason not in row["reason"]:
             outcome.wrong.append(f"{key!r}: {content.name!r} was rejected: {row['reason']}, not {content.reason!r}")
         if status == "REJECTED":
@@ -367,6 +404,7 @@ class Chaos:
         self.deployment = 0
         self.done: Counter[str] = Counter()
         self.notes: list[str] = []
+        self.letters: dict[str, str] = {}  # the dead letters' bodies, by message
         self.versions = sum(len(step.versions) for step in steps)
         self.put = 0
         self.aws = self._start()
@@ -386,8 +424,16 @@ class Chaos:
     def deploy(self) -> None:
         """The stack with its first endpoint."""
         self.inbox = Inbox(self.aws)
-        attributes = {"VisibilityTimeout": str(VISIBILITY)}
-        self.inbox.sqs.set_queue_attributes(QueueUrl=self.inbox.queue_url, Attributes=attributes)
+        sqs, functions, url = self.inbox.sqs, self.inbox.functions, self.inbox.queue_url
+        policy = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])["Attributes"]["RedrivePolicy"]
+        policy = json.dumps(json.loads(policy) | {"maxReceiveCount": TRIES})
+        sqs.set_queue_attributes(
+            QueueUrl=url, Attributes={"VisibilityTimeout": str(VISIBILITY), "RedrivePolicy": policy}
+        )
+        name = self.inbox.physical("ClassifyImages")
+        variables = functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+        variables["MAX_RECEIVES"] = str(TRIES)
+        functions.update_function_configuration(FunctionName=name, Environment={"Variables": variables})
         self.update()
 
     def drop_all(self) -> None:
@@ -531,6 +577,15 @@ class Chaos:
             time.sleep(0.3)
         self.done["reconciliations"] += 1
 
+    def compare(self, judge: Judge) -> Outcome:
+        """What became of every object; a dead letter that has been read is hidden, and remembered."""
+        url = self.inbox.outputs["InboxDeadLettersUrl"]
+        while found := self.inbox.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, VisibilityTimeout=3600).get(
+            "Messages"
+        ):
+            self.letters |= {message["MessageId"]: message["Body"] for message in found}
+        return judge.compare(self.inbox, list(self.letters.values()))
+
     def run(self) -> tuple[Outcome, Outcome, int]:
         """All of it: what there is before a reconciliation and after, and how many messages are left."""
         task = self.progress.add_task("the stack", total=None)
@@ -548,13 +603,13 @@ class Chaos:
         left = self.drain("drain")
         self.done["events sent again"] = repeater.repeated
         judge = Judge(self.steps, self.models)
-        before = after = judge.compare(self.inbox)
+        before = after = self.compare(judge)
         for _ in range(RECONCILIATIONS):
             if not after.unfinished and self.done["reconciliations"]:
                 break
             self.reconcile()
             left = self.drain("reconciled")
-            after = judge.compare(self.inbox)
+            after = self.compare(judge)
         self.keep_log()
         return before, after, left
 
@@ -575,10 +630,11 @@ def show(chaos: Chaos, before: Outcome, after: Outcome, console: Console) -> Non
     for status in sorted(before.statuses.keys() | after.statuses.keys()):
         table.add_row(status.lower(), f"{before.statuses[status]:,}", f"{after.statuses[status]:,}")
     table.add_row("deleted", f"{before.deleted:,}", f"{after.deleted:,}")
-    olds = (f"{len(one.old_of_deleted):,}" for one in (before, after))
-    table.add_row("deleted, with a row of a version before the last", *olds)
-    table.add_section()
+    table.add_row("dead letters", "", f"{len(chaos.letters):,}")
     killed = bool(chaos.restarts)
+    if killed:
+        table.add_row("failed, and the kill took the dead letter", "", f"{len(after.without_letter):,}")
+    table.add_section()
     earlier = before.problems(killed)
     for name, found in after.problems(killed).items():
         table.add_row(name, f"{len(earlier[name]):,}", f"{len(found):,}", style="red" if found else "green")
@@ -614,7 +670,6 @@ def main() -> int:
         chaos = Chaos(folder, steps, arguments.seed, arguments.restarts, progress)
         try:
             before, after, left = chaos.run()
-            dead = sum(chaos.inbox.depth(chaos.inbox.outputs["InboxDeadLettersUrl"]))
         finally:
             chaos.close()
     show(chaos, before, after, console)
@@ -629,8 +684,8 @@ def main() -> int:
         "disturbances": dict(chaos.done),
         "statuses": {status.lower(): count for status, count in after.statuses.items()},
         "deleted": after.deleted,
-        "deleted_with_an_older_row": len(after.old_of_deleted),
-        "dead_letters": dead,
+        "dead_letters": len(chaos.letters),
+        "failed_and_dead_letter_lost_with_a_kill": len(after.without_letter) if killed else 0,
         "by_deployment": dict(after.by_deployment),
         "before_reconciliation": {name: len(found) for name, found in before.problems(killed).items()},
         **problems,

@@ -50,7 +50,7 @@ class Inbox:
         self.s3, self.sqs, self.sagemaker, self.functions, self.events = map(
             client, ("s3", "sqs", "sagemaker", "lambda", "events")
         )
-        self.iam, self.cloudformation = client("iam"), client("cloudformation")
+        self.iam, self.cloudformation, self.cloudwatch = map(client, ("iam", "cloudformation", "cloudwatch"))
         resource = session.resource("dynamodb", endpoint_url=aws.endpoint_url, config=config)
         self.predictions = resource.Table(self.outputs["PredictionsTableName"])
         self.state = resource.Table(self.outputs["LoopStateTableName"])

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
-from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
@@ -23,11 +23,11 @@ from common.errors import EndpointTrouble
 from common.events import ObjectEvent
 from common.inbox import MAX_BATCH, SendFailed, queue_url
 from common.objects import GONE, newest_version, version_of
+from common.tracing import tracer
 from preprocessing import BrokenImage, Crop, Preprocess, extension_differs
 
 logger = Logger()
 metrics = Metrics()
-tracer = Tracer()
 
 INBOX = "inbox/"
 QUARANTINE = "quarantine/"
@@ -138,6 +138,8 @@ def load(batch: Batch, messages: list[Message], spec: Preprocess) -> Any:
             return None
         if crop is None:
             logger.info("the picture was deleted before it was read", extra={"image": message.event.image})
+            if message.is_last_try:  # the row says that this try did not finish
+                predictions.failed(message.event, "it was deleted before it was read")
         return crop
 
     for group in batch.run(prepared, messages, keep=ANSWER_SECONDS, patience=PATIENCE_SECONDS):

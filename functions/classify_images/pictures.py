@@ -25,6 +25,7 @@ from preprocessing import BrokenImage, Crop, Preprocess, inspect, prepare
 MEBI = 1 << 20
 OWN_MEMORY = 256 * MEBI  # interpreter, SDK and threads, and the interpreter of a process that decodes
 MIN_DECODE_SECONDS = 1.0
+TURN_SECONDS = 0.5
 
 
 class Budget:
@@ -51,6 +52,25 @@ class Budget:
                 self._changed.notify_all()
 
 
+class Turn:
+    """Decoding in this process, one picture after the other: that is less work than all at once, on as many cores.
+
+    But nobody waits for long behind one that is slow.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        mine = self._lock.acquire(timeout=TURN_SECONDS)
+        try:
+            yield
+        finally:
+            if mine:
+                self._lock.release()
+
+
 class Memory:
     """The function's memory: a quarter for files as fetched, the rest for decoding.
 
@@ -62,6 +82,7 @@ class Memory:
         self.files = Budget(free // 4)
         self.decoding = Budget(free - free // 4)
         self.in_process = self.decoding.total // 4
+        self.turn = Turn()
         self.isolated: set[int] = set()  # threads whose picture waits for a process of its own, or has one
 
 
@@ -85,7 +106,7 @@ def load(event: ObjectEvent, spec: Preprocess, *, isolate: bool, until: float) -
             # Opening runs the decoder's code too, so that a second try leaves it to the other process.
             header = inspect(data, spec, **limits())
             if header.bytes_needed <= memory().in_process:
-                with memory().decoding.take(header.bytes_needed, until):
+                with memory().decoding.take(header.bytes_needed, until), memory().turn.wait():
                     return prepare(data, spec, **limits())
         return in_isolation(data, spec, until)
 

@@ -1,6 +1,8 @@
 """Reading and writing objects in S3."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from typing import Any
 from urllib.parse import quote
@@ -29,39 +31,46 @@ def fetch(event: ObjectEvent, until: float | None = None) -> bytes | None:
 
     `until` (time.monotonic): a download that is not done by then raises OutOfTime, however steadily it trickles.
     """
-    if event.size <= PIECE and (data := _quickly(event)) is not None:
-        return data
+    with suppress(HTTPError):  # broken off in the middle
+        if (response := _quickly(event)) is not None:
+            return _read(response.raw.stream(PIECE), response.raw.close, event, until)
     try:
         body = aws.client("s3").get_object(Bucket=event.bucket, Key=event.key, **version_of(event))["Body"]
-        pieces: list[bytes] = []
-        for piece in body.iter_chunks(PIECE):
-            pieces.append(piece)
-            if until is not None and time.monotonic() > until:
-                body.close()
-                got = sum(map(len, pieces))
-                raise OutOfTime(f"its download was at {got:,} of {event.size:,} bytes when time was up")
-        return b"".join(pieces)
+        return _read(body.iter_chunks(PIECE), body.close, event, until)
     except ClientError as error:
         if aws.code(error) in GONE:
             return None
         raise
 
 
-def _quickly(event: ObjectEvent) -> bytes | None:
-    """GetObject without what the SDK adds to it, which costs as much as decoding a small picture.
+def _read(pieces: Iterator[bytes], close: Callable[[], None], event: ObjectEvent, until: float | None) -> bytes:
+    got: list[bytes] = []
+    for piece in pieces:
+        got.append(piece)
+        if until is not None and time.monotonic() > until:
+            close()
+            raise OutOfTime(f"its download was at {sum(map(len, got)):,} of {event.size:,} bytes when time was up")
+    return b"".join(got)
+
+
+def _quickly(event: ObjectEvent) -> Any:
+    """The answer to GetObject without what the SDK adds to it, which costs as much as decoding a small picture.
 
     None for anything but plain success: then the SDK is asked, with its retries and its words for what is wrong.
     """
     s3 = aws.client("s3").meta
-    request = AWSRequest("GET", f"{s3.endpoint_url}/{event.bucket}/{quote(event.key, safe='/~')}")
+    request = AWSRequest("GET", f"{s3.endpoint_url}/{event.bucket}/{quote(event.key, safe='/~')}", stream_output=True)
     if event.version_id:
         request.params = {"versionId": event.version_id}
     try:
         S3SigV4Auth(_credentials().get_frozen_credentials(), "s3", s3.region_name).add_auth(request)
         response = _http().send(request.prepare())
-        return response.content if response.status_code == 200 else None
     except (BotoCoreError, HTTPError):
         return None
+    if response.status_code == 200:
+        return response
+    response.raw.drain_conn()
+    return None
 
 
 @cache
@@ -77,13 +86,17 @@ def _credentials() -> Any:
 
 
 def newest_version(bucket: str, key: str) -> str | None:
-    """The id of the newest version; None where the newest is a delete marker, or there is none."""
+    """The id of the newest version, also of one that a delete marker hides; None where there is none."""
+    s3 = aws.client("s3")
     try:
-        return aws.client("s3").head_object(Bucket=bucket, Key=key).get("VersionId", "")
+        return s3.head_object(Bucket=bucket, Key=key).get("VersionId", "")
     except ClientError as error:
-        if aws.code(error) in GONE:
-            return None
-        raise
+        if aws.code(error) not in GONE:
+            raise
+    for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=key):
+        for version in page.get("Versions", []):  # newest first, and no key that begins so comes before this one
+            return version["VersionId"] if version["Key"] == key else None
+    return None
 
 
 def put_if_absent(bucket: str, key: str, data: bytes) -> None:

@@ -23,9 +23,10 @@ Row = dict[str, Any]
 CURRENT = "current"
 MAX_STATEMENTS = 25  # BatchExecuteStatement's limit
 READ_ATTEMPTS = 4
-# The newest version wins; of two answers about one version, the later deployment's.
+# The newest version wins; of two answers about one version, the later deployment's. One that is shown already is not
+# written again: whoever reviewed it may have taken its mark away.
 NEWER = "attribute_not_exists(image) OR sequencer < :sequencer"
-ANSWERS = f"{NEWER} OR (sequencer = :sequencer AND (attribute_not_exists(deployment) OR deployment <= :deployment))"
+ANSWERS = f"{NEWER} OR (sequencer = :sequencer AND (attribute_not_exists(deployment) OR deployment < :deployment))"
 # "Not yet" and "not this time" never hide an answer.
 NO_ANSWER = f"{NEWER} OR (sequencer = :sequencer AND #status IN (:waiting, :failed))"
 

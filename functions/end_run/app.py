@@ -8,14 +8,14 @@ import json
 import os
 from typing import Any
 
-from aws_lambda_powertools import Logger, Tracer
+from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
 from common import aws, state
+from common.tracing import tracer
 
 logger = Logger()
-tracer = Tracer()
 
 
 @logger.inject_lambda_context

@@ -5,13 +5,13 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from aws_lambda_powertools import Logger, Tracer
+from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from common import aws
+from common.tracing import tracer
 
 logger = Logger()
-tracer = Tracer()
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ import json
 import time
 from typing import Any
 
-from aws_lambda_powertools import Logger, Tracer
+from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from common import aws, endpoint
 from common.errors import EndpointTrouble
+from common.tracing import tracer
 from preprocessing import Preprocess, prepare
 
 logger = Logger()
-tracer = Tracer()
 
 PICTURES = 4
 

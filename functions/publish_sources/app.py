@@ -15,15 +15,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from aws_lambda_powertools import Logger, Tracer
+from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
 from common import aws
 from common.objects import put_if_absent
+from common.tracing import tracer
 
 logger = Logger()
-tracer = Tracer()
 
 WEIGHTS_KEY = "weights/resnet18-f37072fd.pth"
 WEIGHTS_SHA256_START = "f37072fd"  # torchvision's file name carries it

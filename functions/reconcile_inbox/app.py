@@ -2,7 +2,8 @@
 
 A walk goes through `inbox/` page by page, in the order of the keys. Lost is a picture whose newest version is not its
 current row's, and one that waits although a model is live. What was answered about the newest version, be it
-CLASSIFIED, REJECTED or FAILED, is left alone, and so is what was written a moment ago: its event is on its way.
+CLASSIFIED, REJECTED or FAILED, is left alone, and so is what was written a moment ago: its event is on its way. A
+deleted picture counts as long as S3 keeps its versions: its row, if it has one, speaks of the newest of them.
 
 The schedule or a person starts a walk by a message; what one invocation does not finish, a message of its own
 continues. The backlog of the inbox bounds how fast lost pictures are enqueued: while it is long, the walk waits, so
@@ -16,16 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from common import aws, clock, inbox, predictions, sequencer, state
 from common.events import ObjectEvent
+from common.tracing import tracer
 
 logger = Logger()
 metrics = Metrics()
-tracer = Tracer()
 
 PREFIX = "inbox/"
 PAGE = 1000  # versions; ListObjectVersions gives no more at once
@@ -45,6 +46,7 @@ class Found(NamedTuple):
     version_id: str
     size: int
     written: datetime
+    deleted: bool  # by a marker, which is newer
 
 
 @logger.inject_lambda_context
@@ -70,8 +72,12 @@ def walk_on(message: dict[str, Any], context: LambdaContext) -> None:
     model_is_live = state.champion() is not None
     room = MAX_BACKLOG - inbox.backlog()
     while room > 0 and context.get_remaining_time_in_millis() > MIN_TIME_MS:
-        found, marker = page(marker)
+        start = marker
+        found, marker = page(start)
         lost = lost_among([one for one in found if one.written <= youngest], model_is_live)
+        if lost:  # what was written anew, and answered, between the listing and the reading of its row is not
+            newest = {one.key: one.version_id for one in page(start)[0]}
+            lost = [event for event in lost if newest.get(event.key, event.version_id) == event.version_id]
         inbox.send([event.to_body() for event in lost])
         if lost:
             logger.warning("lost pictures were enqueued", extra={"count": len(lost), "first": lost[0].key})
@@ -91,25 +97,34 @@ def walk_on(message: dict[str, Any], context: LambdaContext) -> None:
 
 
 def page(marker: Marker | None) -> tuple[list[Found], Marker | None]:
-    """The newest versions on the page of the listing after `marker`, and where the next page begins, if any."""
-    answer = aws.client("s3").list_object_versions(
-        Bucket=os.environ["DATA_BUCKET"], Prefix=PREFIX, MaxKeys=PAGE, **(marker or {})
-    )
-    found = [
-        Found(version["Key"], version["VersionId"], version["Size"], version["LastModified"])
-        for version in answer.get("Versions", [])
-        if version["IsLatest"]  # an object that was deleted has a marker for its newest version
-    ]
-    if not answer["IsTruncated"]:
-        return found, None
-    marker = {"KeyMarker": answer["NextKeyMarker"]}
-    if answer.get("NextVersionIdMarker"):
-        marker["VersionIdMarker"] = answer["NextVersionIdMarker"]
-    return found, marker
+    """The newest version of each key on the page of the listing after `marker`, and where the next one begins, if any.
+
+    What is listed first of a key is its newest. A page ends only where that of its last key has been seen.
+    """
+    found: dict[str, Found] = {}
+    seen = marker["KeyMarker"] if marker else None
+    while True:
+        answer = aws.client("s3").list_object_versions(
+            Bucket=os.environ["DATA_BUCKET"], Prefix=PREFIX, MaxKeys=PAGE, **(marker or {})
+        )
+        for one in answer.get("Versions", []):
+            if one["Key"] not in found and one["Key"] != seen:
+                deleted = not one["IsLatest"]
+                found[one["Key"]] = Found(one["Key"], one["VersionId"], one["Size"], one["LastModified"], deleted)
+        if not answer["IsTruncated"]:
+            return list(found.values()), None
+        marker = {"KeyMarker": answer["NextKeyMarker"]}
+        if answer.get("NextVersionIdMarker"):
+            marker["VersionIdMarker"] = answer["NextVersionIdMarker"]
+        if marker["KeyMarker"] in found or marker["KeyMarker"] == seen:
+            return list(found.values()), marker
 
 
 def lost_among(found: list[Found], model_is_live: bool) -> list[ObjectEvent]:
-    """The messages of those that have no row, or one that speaks of an older version, or that waits for nothing."""
+    """The messages of those that have no row, or one that speaks of an older version, or that waits for nothing.
+
+    A deleted picture needs no row; whoever wanted to be rid of it may have removed that too.
+    """
     events = [event_of(one, sequencer.NONE) for one in found]
     present = [one for one, event in zip(found, events, strict=True) if not event.is_folder_marker]
     events = [event for event in events if not event.is_folder_marker]
@@ -124,7 +139,8 @@ def lost_among(found: list[Found], model_is_live: bool) -> list[ObjectEvent]:
             continue
         row = rows[event.image]
         if row is None:
-            lost.append(event_of(one, sequencer.after(sequencer.NONE, one.written)))
+            if not one.deleted:
+                lost.append(event_of(one, sequencer.after(sequencer.NONE, one.written)))
         elif row["version_id"] != one.version_id:
             lost.append(event_of(one, sequencer.after(row["sequencer"], one.written)))
         elif row["status"] == "WAITING" and model_is_live:

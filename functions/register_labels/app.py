@@ -7,7 +7,7 @@ import hashlib
 import os
 from typing import Any
 
-from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType
 from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
@@ -17,11 +17,11 @@ from PIL import Image
 from common import ledger, quiet
 from common.events import ObjectEvent
 from common.objects import fetch, put_if_absent
+from common.tracing import tracer
 from preprocessing import BrokenImage, decode
 
 logger = Logger()
 metrics = Metrics()
-tracer = Tracer()
 
 
 @logger.inject_lambda_context

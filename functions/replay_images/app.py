@@ -13,18 +13,18 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
-from aws_lambda_powertools import Logger, Tracer
+from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from boto3.dynamodb.conditions import Attr, Key
 
 from common import clock, inbox, predictions, state
 from common.events import ObjectEvent
 from common.inbox import SendFailed
+from common.tracing import tracer
 
 __all__ = ["SendFailed", "handler"]
 
 logger = Logger()
-tracer = Tracer()
 
 PAGE = 500
 

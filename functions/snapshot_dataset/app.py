@@ -4,13 +4,13 @@ import json
 import os
 from typing import Any
 
-from aws_lambda_powertools import Logger, Tracer
+from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from common import aws, clock, dataset, ledger, state
+from common.tracing import tracer
 
 logger = Logger()
-tracer = Tracer()
 
 
 class TooFewPictures(Exception):

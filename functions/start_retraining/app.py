@@ -9,16 +9,16 @@ import json
 import os
 from typing import Any
 
-from aws_lambda_powertools import Logger, Tracer
+from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType
 from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
 from common import aws, clock, dataset, ledger, quiet, state
+from common.tracing import tracer
 
 logger = Logger()
-tracer = Tracer()
 
 
 @logger.inject_lambda_context

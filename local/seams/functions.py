@@ -1,19 +1,26 @@
-"""Lambda: errors under the type that the function raised, metrics, logs, and workers that end with the emulator.
+"""Lambda: errors under the type that a function raised, metrics, logs, code unpacked once, workers that end in time.
 
 ministack reports every exception of a function as `Runtime.HandlerError`, so a state machine's Catch for a named error
 would never match here. Its worker, busy in a handler, also outlives an emulator that was killed. And it counts API
 calls rather than invocations: nothing that an event source, a rule or a topic starts, a throttled call twice. Every
-invocation gets a log stream of its own, where AWS has one for each execution environment, and all are kept.
+invocation gets a log stream of its own, where AWS has one for each execution environment, and all are kept. It unpacks
+function and layers anew for every execution environment, which costs more than a hundred pictures.
 
 For ministack's authors: the worker's error type; metrics at `_execute_function_dispatch`, where every invocation
-passes; metrics of the embedded metric format in `_emit_lambda_logs`; a worker's log stream.
+passes; metrics of the embedded metric format in `_emit_lambda_logs`; a worker's log stream; code unpacked once.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
 import threading
 import time
+import zipfile
 from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from ministack.core import lambda_runtime, responses
@@ -38,6 +45,34 @@ _threading.Thread(target=_end_with_parent, daemon=True).start()
 # Of the invocation that a thread executes: the worker's last answer, its execution environment, and the id that the
 # next new log stream gets.
 _invocation = threading.local()
+
+
+_unpacking = threading.Lock()
+
+
+class Unpacked(zipfile.ZipFile):
+    """An archive whose files are unpacked once, and stand as links wherever else they are wanted.
+
+    Functions may not write to their code on AWS, so nobody notices. What Python compiles stays for the next one.
+    """
+
+    def namelist(self) -> list[str]:
+        """What `extractall` makes: a link for each name at the top."""
+        return sorted({name.split("/")[0] for name in super().namelist()})
+
+    def extractall(self, path: Any = None, *_: Any) -> None:
+        """Link to the files, which lie below the folder for temporary files, under the hash of the archive."""
+        home = (
+            Path(tempfile.gettempdir()) / "unpacked" / hashlib.sha256(Path(str(self.filename)).read_bytes()).hexdigest()
+        )
+        with _unpacking:
+            if not home.exists():
+                home.parent.mkdir(exist_ok=True)
+                new = Path(tempfile.mkdtemp(dir=home.parent))
+                super().extractall(new, super().namelist())
+                os.rename(new, home)
+        for name in os.listdir(home):
+            os.symlink(home / name, Path(path) / name)
 
 
 def measure(function: str, moment: float | None = None, **values: float) -> None:
@@ -138,6 +173,8 @@ def install() -> None:
             body.update(errorType=answer["error_type"], requestId=request_id, stackTrace=answer["stack"])
         return result
 
+    expect("functions", lambda_runtime, "zipfile", kind=ModuleType)
+    lambda_runtime.zipfile = SimpleNamespace(**{**vars(zipfile), "ZipFile": Unpacked})
     lambda_runtime._PYTHON_WORKER_SCRIPT = WATCH + script.replace(ANSWER, ANSWER_WITH_TYPE)
     worker.invoke = invoke_and_note
     lambda_svc._execute_function_warm = execute_function

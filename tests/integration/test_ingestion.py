@@ -104,11 +104,13 @@ def colour(name: str, seed: int = 1) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inbox]:
+def deployed(tmp_path_factory: pytest.TempPathFactory, build: Path) -> Iterator[Inbox]:
     with pytest.MonkeyPatch.context() as patch, Emulator(state=tmp_path_factory.mktemp("aws"), auth=True) as aws:
         for name, value in aws.environment().items():
             patch.setenv(name, value)
-        outputs = Stack(aws).deploy({"ImageSize": str(SIZE), "HistoryDays": "30", "ReviewThreshold": "0.9999"})
+        stack = Stack(aws)
+        stack.build_dir = build
+        outputs = stack.deploy({"ImageSize": str(SIZE), "HistoryDays": "30", "ReviewThreshold": "0.9999"})
         patch.setenv("PREDICTIONS", outputs["PredictionsTableName"])
         patch.setenv("DATA_BUCKET", outputs["DataBucketName"])
         yield Inbox(outputs)
@@ -145,6 +147,13 @@ def test_a_newer_picture_replaces_one_that_was_found_by_reconciliation(deployed:
     newest = deployed.drop("over.jpg", colour("blue"))
     until(lambda: deployed.row("over.jpg")["version_id"] == newest)
     assert deployed.row("over.jpg")["label"] == "blue"
+
+
+def test_the_inbox_is_searched_every_day(deployed: Inbox):
+    name = deployed.names["ReconcileRule"].rpartition("/")[2]
+    rule = deployed.events.describe_rule(Name=name)
+    assert (rule["ScheduleExpression"], rule["State"]) == ("rate(1 day)", "ENABLED")
+    deployed.events.put_rule(Name=name, ScheduleExpression="rate(1 minute)")  # the last test sees what comes of it
 
 
 def test_the_redrive_sends_dead_letters_back_and_they_are_answered(deployed: Inbox, capsys):
@@ -268,9 +277,5 @@ def test_the_tool_shows_the_same(deployed: Inbox, capsys, monkeypatch):
 
 
 def test_the_schedule_starts_a_search_of_the_inbox(deployed: Inbox):
-    name = deployed.names["ReconcileRule"].rpartition("/")[2]
-    rule = deployed.events.describe_rule(Name=name)
-    assert (rule["ScheduleExpression"], rule["State"]) == ("rate(1 day)", "ENABLED")
-    deployed.events.put_rule(Name=name, ScheduleExpression="rate(1 minute)")
     key = {"pk": "reconcile", "sk": "walk"}
     until(lambda: deployed.state.get_item(Key=key).get("Item", {}).get("started_by") == "schedule", 150)

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -87,11 +88,12 @@ def until(condition: Callable[[], Any], seconds: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
+def loop(tmp_path_factory: pytest.TempPathFactory, build: Path) -> Iterator[Loop]:
     with pytest.MonkeyPatch.context() as patch, Emulator(state=tmp_path_factory.mktemp("aws"), auth=True) as aws:
         for name, value in aws.environment().items():
             patch.setenv(name, value)
         stack = Stack(aws)
+        stack.build_dir = build
         yield Loop(aws, stack, stack.deploy(PARAMETERS))
 
 

@@ -2,6 +2,7 @@
 
     for name, data, expected in good(seed): …    # expected: Whole, what the file shows
     for name, data, expected in broken(seed): …  # expected: str, a part of the reason it is refused with
+    for name, data, expected in exhausting(): …  # expected: str, a part of the reason for which it fails
 
 Names are distinct. The good files of one seed all show the same picture.
 """
@@ -230,6 +231,13 @@ def broken(seed: int = 0) -> Iterator[tuple[str, bytes, str]]:
     yield "without size.png", png_header(0, 0), "header"
     twelve = whole["jpeg"][: frame - 1] + b"\x0c" + whole["jpeg"][frame:]
     yield "12 bit.jpg", twelve, "its header cannot be read"
+
+
+def exhausting() -> Iterator[tuple[str, bytes, str]]:
+    """Within every limit, and yet no function of the template's size has the memory to decode them: they fail."""
+    side = 10_900  # 119 megapixels, of which libwebp and Pillow keep four copies at once
+    huge = encode(Image.new("RGB", (side, side)), "WEBP", lossless=True, quality=0, method=0)
+    yield "huge.webp", huge, "its decoding needed more than"
 
 
 def _picture(rng: np.random.Generator, least: int, seed: int) -> Image.Image:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from threading import RLock
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,6 +42,15 @@ def insert_each(self: DynamoDBBackend, statements: list[dict[str, Any]]) -> list
     return answers
 
 
+_put_item, _one_write = DynamoDBBackend.put_item, RLock()
+
+
+def put_item(self: DynamoDBBackend, *arguments: Any, **named: Any) -> Any:
+    """A conditional write is one step; moto's own looks first and writes then, whatever other threads do meanwhile."""
+    with _one_write:
+        return _put_item(self, *arguments, **named)
+
+
 @pytest.fixture
 def context() -> SimpleNamespace:
     """What Lambda passes as context, as far as Powertools reads it."""
@@ -57,6 +67,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setattr(DynamoDBBackend, "put_item", put_item)
     monkeypatch.setattr(DynamoDBBackend, "batch_execute_statement", insert_each)
     monkeypatch.setattr("common.objects._quickly", lambda event: None)  # moto sees what goes through the SDK only
     with mock_aws():

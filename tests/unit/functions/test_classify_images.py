@@ -208,6 +208,50 @@ def test_low_confidence_awaits_review(aws, served, context):
     assert current(aws, "a.jpg")["review"] == "review"
 
 
+def test_not_yet_and_not_this_time_never_hide_an_answer(aws, served, context):
+    """Another function, which has the same event, looked at the row before the answer came, and writes after it."""
+    aws.state.put_item(Item=CHAMPION)
+    bodies = [drop(aws, "a.jpg", jpeg()), drop(aws, "notes.txt", b"hello")]
+    app.handler(events.sqs_batch(*bodies), context)
+    for name, body in zip(("a.jpg", "notes.txt"), bodies, strict=True):
+        before, event = current(aws, name), app.ObjectEvent.from_body(body)
+        assert not app.predictions.waiting(event) and not app.predictions.failed(event, "why")
+        assert current(aws, name) == before
+
+
+def test_where_history_was_written_and_the_row_was_not_the_next_try_writes_it(aws, served, context, monkeypatch):
+    aws.state.put_item(Item=CHAMPION)
+    batch_of_one = events.sqs_batch(drop(aws, "a.jpg", jpeg()))
+    insert = app.predictions._insert
+
+    def throttled(rows: list[Any], otherwise: Any) -> list[Any]:
+        if otherwise is app.predictions._show:
+            return [app.predictions.WriteFailed("throttled") for _ in rows]
+        return insert(rows, otherwise)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app.predictions, "_insert", throttled)
+        answer = app.handler(batch_of_one, context)
+    assert answer == {"batchItemFailures": [{"itemIdentifier": "message-0"}]} and current(aws, "a.jpg") is None
+    assert app.handler(batch_of_one, context) == {"batchItemFailures": []}
+    assert current(aws, "a.jpg")["status"] == "CLASSIFIED" and len(history(aws, "a.jpg")) == 1
+
+
+def test_what_was_reviewed_stays_so_until_another_model_answers(aws, served, context):
+    aws.state.put_item(Item=CHAMPION)
+    served.confidence = 0.51
+    body = drop(aws, "a.jpg", jpeg())
+    app.handler(events.sqs_batch(body), context)
+    key = {"image": f"{aws.bucket}/inbox/a.jpg", "version": "current"}
+    aws.predictions.update_item(Key=key, UpdateExpression="REMOVE review")
+    again = events.sqs_batch(app.ObjectEvent.from_body(body).to_body(replayed=True))
+    app.handler(again, context)
+    assert served.requests == [1, 1] and "review" not in current(aws, "a.jpg")
+    served.deployment = 2
+    app.handler(again, context)
+    assert current(aws, "a.jpg")["review"] == "review"
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -263,6 +307,13 @@ def test_a_last_try_that_kills_the_function_is_failed_already(aws, served, conte
     monkeypatch.setattr(pictures, "fetch", die)
     with pytest.raises(SystemExit):
         app.handler(events.sqs_batch(body, receives=5), context)
+
+
+def test_a_last_try_about_a_deleted_picture_says_so(aws, served, context):
+    aws.state.put_item(Item=CHAMPION)
+    gone = events.object_created(aws.bucket, "inbox/gone.jpg", size=5)
+    assert app.handler(events.sqs_batch(gone, receives=5), context) == {"batchItemFailures": []}
+    assert current(aws, "gone.jpg")["reason"] == "it was deleted before it was read"
 
 
 def test_a_deleted_object_and_a_folder_marker_leave_no_row(aws, served, context):

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from common import aws, objects
+from common.errors import OutOfTime
 from common.events import ObjectEvent
 
 KEY = "inbox/a b+c%20&=?#'ö//../x.jpg"
@@ -17,6 +18,7 @@ class S3(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     status = 200
+    cut = 0  # how many answers break off in the middle
     asked: list[tuple[str, str]]
 
     def do_GET(self) -> None:
@@ -24,7 +26,12 @@ class S3(BaseHTTPRequestHandler):
         self.send_response(self.status)
         self.send_header("Content-Length", "4")
         self.end_headers()
-        self.wfile.write(b"data")
+        if self.cut:
+            type(self).cut -= 1
+            self.wfile.write(b"da")
+            self.close_connection = True
+        else:
+            self.wfile.write(b"data")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -60,11 +67,17 @@ def test_the_version_is_asked_for_under_its_very_key_and_signed(s3):
     )
 
 
-def test_whatever_is_no_plain_success_is_left_to_the_sdk(s3, monkeypatch):
+def test_whatever_is_no_plain_success_is_left_to_the_sdk(s3):
     event = ObjectEvent("b", KEY, "v1", "0", size=4)
     for s3.status in (404, 403, 503, 301):
         assert objects._quickly(event) is None
+
+
+def test_a_download_that_breaks_off_is_begun_again_and_one_that_trickles_is_given_up(s3, monkeypatch):
+    event = ObjectEvent("b", KEY, "v1", "0", size=4)
+    s3.cut = 1
+    assert objects.fetch(event) == b"data"
+    assert len(s3.asked) == 2
     monkeypatch.setattr(objects, "PIECE", 3)
-    s3.status = 200
-    assert objects.fetch(event) == b"data"  # too large for the short way
-    assert len(s3.asked) == 5
+    with pytest.raises(OutOfTime, match="at 3 of 4 bytes"):
+        objects.fetch(event, until=0)

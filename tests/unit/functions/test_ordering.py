@@ -1,7 +1,8 @@
 """The rules of order and repetition, over generated histories: what happens to keys, how events travel, what breaks.
 
 S3 and DynamoDB are moto's. The queue is the test's own, so that hypothesis chooses what arrives when, how often, beside
-what, and at which call of the function to AWS a call fails, or the function dies.
+what, what is lost and then looked for, and at which of the function's calls to AWS one fails, or the function dies, or
+another one works beside it.
 """
 
 import io
@@ -20,9 +21,10 @@ from PIL import Image
 
 from classify_images import app, batch, pictures
 from common import aws as functions_aws
-from common import endpoint
+from common import endpoint, inbox
 from common.events import SEQUENCER_WIDTH, ObjectEvent
 from preprocessing import prepare
+from reconcile_inbox import app as reconcile
 from tests.makers import events
 
 SPEC = {"size": 8, "resize": 9, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
@@ -45,6 +47,14 @@ class Fault:
 
 
 @dataclass
+class Meanwhile:
+    """Before the function's call number `at`, another one gets the messages at these places, and finishes."""
+
+    at: int
+    picks: list[int]
+
+
+@dataclass
 class Version:
     id: str
     sequencer: str
@@ -61,6 +71,7 @@ class World:
     prefix: str
     sequencers: list[str]
     versions: dict[str, list[Version]] = field(default_factory=lambda: {key: [] for key in KEYS})
+    hidden: set[str] = field(default_factory=set)
     queue: list[tuple[str, int]] = field(default_factory=list)  # body, receives
     dead: list[str] = field(default_factory=list)
     history: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
@@ -70,7 +81,8 @@ class World:
     endpoint_is_down: bool = False
     lag: int = 0  # in the middle of a rollout the former deployment answers too
     asked: int = 0
-    fault: Fault | None = None
+    told: bool = True  # every event comes to the function, and nothing else does
+    fault: Fault | Meanwhile | None = None
     calls: int = 0
     is_dead: bool = False
 
@@ -79,7 +91,7 @@ class World:
     def name(self, key: str) -> str:
         return f"inbox/{self.prefix}/{key}"
 
-    def put(self, key: str, shade: int | None, copies: int) -> None:
+    def put(self, key: str, shade: int | None, copies: int, tries: int) -> None:
         if not self.sequencers:
             return
         data = b"no picture"
@@ -90,16 +102,18 @@ class World:
         stored = self.aws.s3.put_object(Bucket=self.aws.bucket, Key=self.name(key), Body=data)
         version = Version(stored["VersionId"], self.sequencers.pop(0), shade)
         self.versions[key].append(version)
+        self.hidden.discard(key)
         body = events.object_created(
             self.aws.bucket, self.name(key), sequencer=version.sequencer, size=len(data), version=version.id
         )
-        self.queue += [(body, 0)] * copies
+        self.queue += [(body, tries)] * copies
 
     def hide(self, key: str) -> None:
         """A delete marker, and its event, should a rule let it through."""
         if not self.sequencers:
             return
         self.aws.s3.delete_object(Bucket=self.aws.bucket, Key=self.name(key))
+        self.hidden.add(key)
         body = events.object_deleted(self.aws.bucket, self.name(key), sequencer=self.sequencers.pop(0))
         self.queue.append((body, 0))
 
@@ -121,18 +135,40 @@ class World:
             }
         )  # fmt: skip
         for key in KEYS:
-            self.replay(key, "WAITING")
+            self.replay(key, status="WAITING")
 
-    def replay(self, key: str, *statuses: str) -> None:
+    def replay(self, key: str, tries: int = 0, status: str = "") -> None:
         row = self.row(key)
-        if row and (not statuses or row["status"] in statuses):
+        if row and status in ("", row["status"]):
             event = ObjectEvent(row["bucket"], row["key"], row["version_id"], row["sequencer"], int(row["size"]))
-            self.queue.append((event.to_body(replayed=True), 0))
+            self.queue.append((event.to_body(replayed=True), tries))
+
+    def lose(self, which: int) -> None:
+        """A message that no function has had is gone for good: its event never came."""
+        self.told = False
+        unread = [place for place, (_, receives) in enumerate(self.queue) if not receives]
+        if unread:
+            self.queue.pop(unread[which % len(unread)])
+
+    def reconcile(self) -> int:
+        """A walk through the inbox; how many pictures it took for lost."""
+        self.told = False
+        before = len(self.queue)
+        reconcile.handler(events.sqs_batch(json.dumps({"min_age_seconds": -60})), self.context)
+        return len(self.queue) - before
 
     # ------------------------------------------------------------ what SQS, the endpoint and Lambda do
 
-    def deliver(self, picks: list[int], fault: Fault | None = None) -> None:
+    def deliver(self, picks: list[int], fault: Fault | Meanwhile | None = None) -> None:
         """One batch: the messages at these places of the queue."""
+        self.fault, self.calls, self.is_dead = fault, 0, False
+        self.handle(picks)
+        batch._threads().shutdown(wait=True)
+        batch._threads.cache_clear()
+        self.fault, self.is_dead = None, False
+        self.check_history()
+
+    def handle(self, picks: list[int]) -> None:
         taken = sorted({pick % len(self.queue) for pick in picks}, reverse=True) if self.queue else []
         records, messages = [], {}
         for number, place in enumerate(taken):
@@ -145,18 +181,13 @@ class World:
             messages[str(number)] = (body, receives + 1)
         if not records:
             return
-        self.fault, self.calls, self.is_dead = fault, 0, False
         try:
             answer = app.handler({"Records": records}, self.context)
             again = [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
         except Died:
             again = list(messages)
             app.EndpointHealth.in_trouble = False  # a new process
-        batch._threads().shutdown(wait=True)
-        batch._threads.cache_clear()
-        self.fault, self.is_dead = None, False
         self.queue += [messages[id] for id in again]
-        self.check_history()
 
     def call(self, real: Callable[..., Any], client: Any, operation: str, arguments: dict[str, Any]) -> Any:
         """Every call of the function to AWS comes through here."""
@@ -164,6 +195,9 @@ class World:
             raise Died
         fault, self.calls = self.fault, self.calls + 1
         if fault is None or fault.at != self.calls:
+            return real(client, operation, arguments)
+        if isinstance(fault, Meanwhile):
+            self.handle(fault.picks)
             return real(client, operation, arguments)
         if fault.after:
             real(client, operation, arguments)
@@ -178,6 +212,9 @@ class World:
             return {"Successful": [{"Id": entry["Id"]} for entry in Entries]}
 
         return self.call(send, None, "SendMessageBatch", {})
+
+    def get_queue_attributes(self, **_: Any) -> dict[str, Any]:
+        return {"Attributes": dict.fromkeys(inbox.LEVELS, "0")}
 
     def change_message_visibility_batch(self, *, QueueUrl: str, Entries: list[dict[str, Any]]) -> dict[str, Any]:
         assert all(0 <= entry["VisibilityTimeout"] <= 900 for entry in Entries)
@@ -220,7 +257,7 @@ class World:
                 self.answered[key] = rank
 
     def settle(self) -> None:
-        """Everything works again, the dead letters are redriven, and the queue runs empty."""
+        """Everything works again, the dead letters are redriven, what was lost is found, and the queue runs empty."""
         self.endpoint_is_down, self.lag = False, 0
         if not self.deployment:
             self.promote()
@@ -231,48 +268,65 @@ class World:
                 self.deliver(list(range(10)))
             assert not self.queue, "messages go round for ever"
             self.queue, self.dead = [(body, 0) for body in self.dead], []
+        if self.told:
+            self.check_rows(erased=True)
+        for _ in range(3):
+            if not self.reconcile():
+                return
+            while self.queue:
+                self.deliver(list(range(10)))
+        raise AssertionError("there is always something that was lost")
 
-    def check_end(self) -> None:
+    def check_rows(self, *, erased: bool) -> None:
+        """Rows speak of the newest version: `erased` or not, as events tell; of what is left, once a walk has been."""
         for key, versions in self.versions.items():
             row = self.row(key)
-            if not versions:
-                assert row is None
+            there = [version for version in versions if erased or not version.erased]
+            if not there or (there[-1].erased and (row is None or row["version_id"] != there[-1].id)):
                 continue
-            newest = versions[-1]
-            if row is None or row["version_id"] != newest.id:
-                assert newest.erased, f"the row does not speak of the newest version: {row}"
-                continue
-            if newest.shade is None:
+            if not self.told and key in self.hidden and row is None:
+                continue  # it was deleted, and its event lost
+            assert row and row["version_id"] == there[-1].id, f"the row does not speak of the newest version: {row}"
+            if there[-1].erased:
+                pass  # read before it was erased, or not: both are true
+            elif there[-1].shade is None:
                 assert (row["status"], row["reason"][:12]) == ("REJECTED", "not an image")
-            elif not newest.erased:
-                assert (row["status"], row["label"]) == ("CLASSIFIED", f"shade {newest.shade}")
+            else:
+                assert (row["status"], row["label"]) == ("CLASSIFIED", f"shade {there[-1].shade}")
             if row["status"] == "CLASSIFIED":
                 mine = {v: item for (k, v), item in self.history.items() if k == key and v.startswith(row["sequencer"])}
                 same = mine[f"{row['sequencer']}#{int(row['deployment']):06d}#{row['model_version']}"]
                 assert (row["label"], row["confidence"]) == (same["label"], same["confidence"])
                 assert row["deployment"] == max(item["deployment"] for item in mine.values())
-        for (key, version), item in self.history.items():
-            shades = {v.sequencer.ljust(SEQUENCER_WIDTH, "0"): v.shade for v in self.versions[key]}
-            assert item["label"] == f"shade {shades[version.split('#')[0]]}", (
-                "an answer about another version's picture"
-            )
+
+    def check_answers(self) -> None:
+        for (key, _), item in self.history.items():
+            shades = {version.id: version.shade for version in self.versions[key]}
+            assert item["label"] == f"shade {shades[item['version_id']]}", "an answer about another version's picture"
 
 
 places = st.lists(st.integers(0, 20), min_size=1, max_size=6)
-faults = st.none() | st.builds(Fault, at=st.integers(1, 12), after=st.booleans(), deadly=st.booleans())
+faults = (
+    st.none()
+    | st.builds(Fault, at=st.integers(1, 12), after=st.booleans(), deadly=st.booleans())
+    | st.builds(Meanwhile, at=st.integers(1, 12), picks=places)
+)
 keys = st.sampled_from(KEYS)
+tries = st.sampled_from((0, 0, MAX_RECEIVES - 1))
 steps = st.one_of(
-    st.tuples(st.just("put"), keys, st.none() | st.integers(0, 255), st.integers(1, 3)),
-    st.tuples(st.just("put"), keys, st.integers(0, 255), st.integers(1, 2)),
+    st.tuples(st.just("put"), keys, st.none() | st.integers(0, 255), st.integers(1, 3), tries),
+    st.tuples(st.just("put"), keys, st.integers(0, 255), st.integers(1, 2), tries),
     st.tuples(st.just("hide"), keys),
     st.tuples(st.just("erase"), keys, st.integers(0, 5)),
     st.tuples(st.just("promote")),
-    st.tuples(st.just("replay"), keys),
+    st.tuples(st.just("replay"), keys, tries),
     st.tuples(st.just("deliver"), places, faults),
     st.tuples(st.just("deliver"), places, faults),
     st.tuples(st.just("deliver"), places, faults),
     st.tuples(st.just("endpoint"), st.booleans()),
     st.tuples(st.just("lag"), st.integers(0, 1)),
+    st.tuples(st.just("lose"), st.integers(0, 20)),
+    st.tuples(st.just("reconcile")),
 )
 hexadecimal = st.text("0123456789ABCDEF", min_size=1, max_size=20)
 sequencers = st.lists(hexadecimal, min_size=4, max_size=8, unique_by=lambda s: s.ljust(SEQUENCER_WIDTH, "0")).map(
@@ -297,11 +351,15 @@ def world(aws, context, monkeypatch) -> Callable[[list[str]], World]:
 
     monkeypatch.setattr(BaseClient, "_make_api_call", call)
     monkeypatch.setattr(app.EndpointHealth, "in_trouble", False)
+    monkeypatch.setattr(reconcile, "PAGE", 2)  # pages end among a key's versions
+    monkeypatch.setenv("DATA_BUCKET", aws.bucket)
 
     def make(order: list[str]) -> World:
         aws.state.delete_item(Key={"pk": "champion", "sk": "champion"})
+        aws.state.delete_item(Key={"pk": "reconcile", "sk": "walk"})
         app.EndpointHealth.in_trouble = False
         now.append(World(aws, context, str(next(_examples)), list(order)))
+        monkeypatch.setattr(reconcile, "PREFIX", now[-1].name(""))
         return now[-1]
 
     return make
@@ -321,4 +379,5 @@ def test_whatever_happens_the_row_speaks_of_the_newest_version_and_history_stays
         else:
             getattr(one, name)(*arguments)
     one.settle()
-    one.check_end()
+    one.check_rows(erased=False)
+    one.check_answers()

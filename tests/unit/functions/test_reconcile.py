@@ -113,7 +113,7 @@ def test_a_picture_without_a_row_or_with_one_of_an_older_version_is_enqueued_and
     }
     assert found["waiting"].sequencer == EARLIER.ljust(SEQUENCER_WIDTH, "0"), "a model is live; it waits for nothing"
     progress = state.get("reconcile", "walk")
-    assert progress and (progress["seen"], progress["enqueued"]) == (6, 3) and progress["ended_at"]
+    assert progress and (progress["seen"], progress["enqueued"]) == (7, 3) and progress["ended_at"]
 
 
 def test_what_waits_for_a_model_goes_on_waiting(aws, time):
@@ -125,6 +125,41 @@ def test_what_waits_for_a_model_goes_on_waiting(aws, time):
 def test_young_pictures_are_left_to_their_events(aws, time):
     put(aws, "1.jpg")
     reconcile.handler(events.sqs_batch("{}"), time)
+    assert enqueued(aws) == {}
+
+
+def test_the_row_of_a_deleted_picture_speaks_of_its_last_version(aws, served, time, monkeypatch):
+    monkeypatch.setattr(reconcile, "PAGE", 2)  # pages end among the markers
+    aws.state.put_item(Item=CHAMPION)
+    last = {}
+    for number, name in enumerate(("answered", "behind", "waiting", "without a row")):
+        versions = [put(aws, name, data) for data in pictures.coloured("red", 2, seed=number)]
+        last[name] = versions[1]
+        row_of = {"answered": versions[1], "behind": versions[0], "waiting": versions[1]}.get(name)
+        if row_of:
+            event = heard(aws, name, row_of, EARLIER)
+            predictions.waiting(event) if name == "waiting" else predictions.rejected(event, "why")
+        for _ in range(3):
+            aws.s3.delete_object(Bucket=aws.bucket, Key=f"inbox/{name}")
+    walk(time)
+    found = enqueued(aws)
+    assert {name: event.version_id for name, event in found.items()} == {n: last[n] for n in ("behind", "waiting")}
+    deliver(aws, time, *(event.to_body() for event in found.values()))
+    assert all(current(aws, name)["version_id"] == last[name] for name in ("answered", "behind", "waiting"))
+    walk(time)
+    assert enqueued(aws) == {}
+
+
+def test_what_is_answered_while_the_walk_looks_at_it_is_not_set_back(aws, time, monkeypatch):
+    predictions.rejected(heard(aws, "1.jpg", put(aws, "1.jpg"), EARLIER), "why")
+    read = predictions.current_rows
+
+    def read_late(asked: list[ObjectEvent]) -> Any:
+        predictions.rejected(heard(aws, "1.jpg", put(aws, "1.jpg"), LATER), "why")
+        return read(asked)
+
+    monkeypatch.setattr(predictions, "current_rows", read_late)
+    walk(time)
     assert enqueued(aws) == {}
 
 
