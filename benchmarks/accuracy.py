@@ -29,6 +29,8 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -117,11 +119,20 @@ def write_digits(folder: Path) -> None:
 
 
 def begin(threads: int) -> None:
-    """In each worker: training's modules can be imported, and one core is used."""
+    """In each worker: training's modules can be imported, and so many cores are used."""
+    # A job takes SIGTERM for a notice and goes on, so a worker would outlive whoever started it.
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     sys.path[:0] = [str(CHECKOUT / "training"), str(CHECKOUT / "inference")]
     import torch
 
     torch.set_num_threads(threads)
+
+
+def end_with(parent: int) -> None:
+    """Ends this process when its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 @contextlib.contextmanager
@@ -161,8 +172,8 @@ def make_backbone(folder: Path) -> float:
     import torch
 
     prepare(folder / "backbone", folder / "first")
-    words = ("--epochs", str(BACKBONE_EPOCHS), "--lr", "0.003", "--unfreeze", "all", "--weights", str(folder / "none"))
-    words += ("--batch-size", str(BACKBONE_BATCH))
+    words = ["--epochs", str(BACKBONE_EPOCHS), "--lr", "0.003", "--unfreeze", "all", "--weights", str(folder / "none")]
+    words += ["--batch-size", str(BACKBONE_BATCH)]
     metrics = train(folder / "first" / "prepared", folder / "trained", *words)
     state = torch.load(folder / "trained" / "weights.pt", weights_only=True)
     state |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}  # the shape of ImageNet's file

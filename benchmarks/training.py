@@ -320,7 +320,7 @@ def command() -> argparse.ArgumentParser:
         prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="a folder of pictures for each class, instead of drawn ones")
-    parser.add_argument("--pictures", type=int, default=600, help="how many are drawn (600)")
+    parser.add_argument("--pictures", type=int, default=1000, help="how many are drawn (1,000)")
     parser.add_argument("--rounds", type=int, default=2, help="turns that everybody has (2)")
     parser.add_argument("--epochs", type=int, default=10, help="of fc alone, and of each trial (10)")
     parser.add_argument("--fine-epochs", type=int, default=2, help="of all layers (2)")

@@ -191,7 +191,8 @@ def test_a_new_class_is_learnt_and_no_request_fails_meanwhile(loop: Loop):
         stop.set()
         asking.join()
     assert run["status"] == "SUCCEEDED", run.get("cause")
-    assert json.loads(loop.champion()["classes"]) == ["blue", "green", "red"] and loop.champion()["deployment"] == 2
+    assert json.loads(loop.champion()["classes"]) == ["blue", "green", "red"], run["output"]
+    assert loop.champion()["deployment"] == 2
     assert not failures and len(sent) > 50
     config = loop.client("sagemaker").describe_endpoint(EndpointName="houndloop")["EndpointConfigName"]
     assert config == loop.champion()["endpoint_config"]
