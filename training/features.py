@@ -26,7 +26,7 @@ from torch import nn
 import data
 import model as models
 from precision import half
-from prepare import cores
+from prepare import code_version, cores
 from sources import seeded
 
 FILE = "features.npz"
@@ -91,7 +91,9 @@ def write(folder: Path, options: argparse.Namespace, prepared: data.Prepared, pr
     backbone, cpu = models.build(1, weights), torch.device("cpu")
     wanted = settings(options, prepared, models.sha256(weights))
     engine = choose_engine(prepared, options, cpu)
-    made_of = json.dumps({"settings": wanted, "engine": engine, "source": source_hash()}, sort_keys=True)
+    made_of = json.dumps(
+        {"settings": wanted, "engine": engine, "source": source_hash(), "crops": code_version()}, sort_keys=True
+    )
     known = read_known(previous, made_of) if previous and (previous / FILE).is_file() else {}
     arrays, copied = extract(backbone, prepared, options, cpu, engine, known)
     np.savez(folder / FILE, **arrays, made_of=np.array(made_of))  # type: ignore[arg-type]  # numpy's stub
@@ -99,9 +101,10 @@ def write(folder: Path, options: argparse.Namespace, prepared: data.Prepared, pr
 
 
 def source_hash() -> str:
-    """Of the code that decides what features are."""
+    """Of the code that decides what the backbone makes of a crop."""
     here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / f"{n}.py").read_bytes() for n in ("data", "features", "model"))).hexdigest()
+    names = ("data", "features", "model", "sources")
+    return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in names)).hexdigest()
 
 
 def read_known(previous: Path, made_of: str) -> dict[tuple[str, str], np.ndarray]:

@@ -51,7 +51,9 @@ class Profile:
         # At half time the loss must be lower than at the start: before, the learning rate has hardly left its peak.
         self.checks: dict[str, dict] = {name: {} for name in rules.TENSOR_RULES}
         assert criterion.weight is not None
-        self.checks["LossNotDecreasing"] = {"start_step": steps // 2, "chance_loss": math.log(len(criterion.weight))}
+        chance_loss = math.log(len(criterion.weight))  # whatever the weights and the label smoothing
+        self.checks["VanishingGradient"] = {"chance_loss": chance_loss}
+        self.checks["LossNotDecreasing"] = {"start_step": steps // 2, "chance_loss": chance_loss}
         self.checks["Overfit"] = {"start_step": round(options.warm_up * steps)}
         self._stack = ExitStack()
         try:

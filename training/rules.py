@@ -79,13 +79,20 @@ class Rule:
 # Rules over tensors ---------------------------------------------------------------------------------------------------
 
 
-def vanishing_gradient(seen: Observations, threshold: float) -> Evidence | None:
-    """The mean of the absolute values of a gradient falls below `threshold`."""
+def vanishing_gradient(seen: Observations, threshold: float, chance_loss: float) -> Evidence | None:
+    """The mean of the absolute values of a gradient falls below `threshold`.
+
+    The gradients of a model that has learnt its pictures are small, too. So it blocks only where the batch's loss was
+    not below `chance_loss`, that of guessing, which AWS's rule lacks; without it, everywhere.
+    """
+    losses = dict(seen.losses)
+    found: list[Evidence] = []
     for name, statistics in seen.gradients.items():
         for step, values in statistics:
             if values["abs_mean"] < threshold:
-                return {"step": step, "tensor": name, "value": values["abs_mean"]}
-    return None
+                blocking = not math.isfinite(chance_loss) or not losses.get(step, math.inf) < chance_loss
+                found.append({"step": step, "tensor": name, "value": values["abs_mean"], "blocking": blocking})
+    return max(found, key=lambda evidence: evidence["blocking"], default=None)  # the first that blocks, else the first
 
 
 def exploding_tensor(seen: Observations, only_nan: bool) -> Evidence | None:
@@ -116,12 +123,14 @@ def loss_not_decreasing(
     the loss never got lower than `chance_loss`, that of guessing: the logarithm of the number of classes. So a training
     that starts from a good model need not get better, and one that starts with an explosion must. Without a
     `chance_loss`, it must get lower than it began. It is silent before `start_step`. AWS's rule lacks both parameters.
+    It is silent, too, in the first two times `num_steps` steps: a few steps from a model that does not know a new class
+    may well end above guessing.
     """
     means = [(step, train) for step, train, _ in seen.epochs]
     if len(means) < 2:
         chunks = [seen.losses[at : at + num_steps] for at in range(0, len(seen.losses) - num_steps + 1, num_steps)]
         means = [(chunk[-1][0], _mean([loss for _, loss in chunk])) for chunk in chunks]
-    if len(means) < 2 or means[-1][0] < start_step:
+    if len(means) < 2 or means[-1][0] < max(start_step, 2 * num_steps - 1):  # steps count from 0
         return None
     last, losses = means[-1][0], [loss for _, loss in means]
     begun, lowest = chance_loss if math.isfinite(chance_loss) else losses[0], min(losses[1:])
@@ -214,7 +223,7 @@ def poor_weight_initialization(
 TENSOR_RULES = {
     rule.name: rule
     for rule in (
-        Rule("VanishingGradient", vanishing_gradient, {"threshold": 1e-7},
+        Rule("VanishingGradient", vanishing_gradient, {"threshold": 1e-7, "chance_loss": math.inf},
              "Raise the learning rate, shorten the frozen part, or start from pretrained weights.", blocking=True),
         Rule("ExplodingTensor", exploding_tensor, {"only_nan": False},
              "Lower the learning rate or lengthen its warm-up; look for broken labels.", blocking=True),

@@ -36,7 +36,7 @@ from arguments import HYPERPARAMETERS, TrainingError, parse_arguments
 from checkpoint import Checkpoint, Metrics
 from precision import Precision
 from sources import Features, Pictures
-from steps import Learner, better, class_weights, evaluate, metric_line, train_one_epoch, why_to_end
+from steps import BalancedLoss, Learner, better, class_weights, evaluate, metric_line, train_one_epoch, why_to_end
 
 # What it starts from -------------------------------------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ def train(options: argparse.Namespace) -> bool:
 
     total_steps = options.epochs * source.steps_per_epoch
     weights = class_weights(prepared.train.labels, len(prepared.classes)).to(device)
-    criterion = nn.CrossEntropyLoss(weights, label_smoothing=options.label_smoothing)
+    criterion = BalancedLoss(weights, label_smoothing=options.label_smoothing)
     optimizer = torch.optim.AdamW(models.parameter_groups(trained, options.weight_decay), lr=options.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=total_steps + 1, pct_start=options.warm_up, cycle_momentum=False
@@ -146,7 +146,6 @@ def train(options: argparse.Namespace) -> bool:
         profile = Profile(
             options.output_dir / "data", trained, criterion, device, options, total_steps, done, state.history
         )
-        profile.gradient_scale = precision.scaler.get_scale()
         learner.timer = profile.timer
 
     def spoilt() -> str:
@@ -159,6 +158,7 @@ def train(options: argparse.Namespace) -> bool:
             models.train_mode(trained)
             if profile:
                 profile.phase("train")
+                profile.gradient_scale = precision.scaler.get_scale()  # it halves where a step overflows
             whole = train_one_epoch(learner, source, state, lambda: bool(stop or spoilt()) or checkpoint.due())
             if not whole and (stop or not spoilt()):
                 state.seconds += time.perf_counter() - begun

@@ -90,6 +90,19 @@ def test_features_of_other_settings_are_not_used(prepared, options, capsys):
         features.load(options.training, wanted, replace(prepared, validation=prepared.test))
 
 
+def test_features_are_copied_where_the_crops_are_still_the_same(prepared, options, tmp_path, monkeypatch):
+    options.weights = tmp_path / "weights"
+    for folder in (options.weights, tmp_path / "old", tmp_path / "new"):
+        folder.mkdir()
+    torch.save(models._import_resnet18()().state_dict(), options.weights / "resnet18.pth")
+    splits = {name: {"sha256": getattr(prepared, name).sha256} for name in data.SPLITS}
+    (tmp_path / "old" / "index.json").write_text(features.json.dumps({"splits": splits}))
+    assert "45 by torch" in features.write(tmp_path / "old", options, prepared, None)
+    assert features.write(tmp_path / "new", options, prepared, tmp_path / "old").endswith("45 of them copied")
+    monkeypatch.setattr(features, "code_version", lambda: "another decoder")
+    assert features.write(tmp_path / "new", options, prepared, tmp_path / "old").endswith(" 0 of them copied")
+
+
 def test_openvino_is_for_enough_work_on_a_cpu(prepared, options, monkeypatch):
     assert features.choose_engine(prepared, options, CPU).startswith("torch ")
     monkeypatch.setattr(features, "WORTH_OPENVINO", 45 * 32 * 32)

@@ -110,6 +110,23 @@ def test_a_training_from_a_good_model_need_not_get_better(losses, blocks):
     assert judge(run_of(losses, [1.0] * 3), chance_loss=math.log(3)).blocking == blocks
 
 
+def test_a_training_of_a_few_steps_is_not_judged_by_its_loss():
+    judge = rules.TENSOR_RULES["LossNotDecreasing"].judge
+    assert judge(run_of([1.09, 1.14], [1.0] * 2, steps=4), chance_loss=math.log(3)).status == "NoIssuesFound"
+    assert judge(run_of([1.09, 1.14], [1.0] * 2, steps=10), chance_loss=math.log(3)).blocking
+
+
+def test_small_gradients_spoil_only_a_model_that_has_learnt_nothing():
+    judge = rules.TENSOR_RULES["VanishingGradient"].judge
+    small = gradient(abs_mean=1e-8, step=7)
+    for loss, chance, blocks in ((0.3, math.log(2), False), (0.7, math.log(2), True), (0.3, math.inf, True)):
+        finding = judge(observed(losses=[(7, loss)], gradients=small), chance_loss=chance)
+        assert finding.status == "IssuesFound" and finding.blocking == blocks
+    both = {name: saved + gradient(abs_mean=1e-9, step=8)[name] for name, saved in small.items()}
+    finding = judge(observed(losses=[(7, 0.3), (8, 0.8)], gradients=both), chance_loss=math.log(2))
+    assert finding.blocking and finding.evidence["step"] == 8
+
+
 def test_a_long_first_epoch_is_judged_by_its_steps():
     seen = Observations(losses=[(step, 1.0) for step in range(40)])
     judge = rules.TENSOR_RULES["LossNotDecreasing"].judge

@@ -1,6 +1,7 @@
 """The step: what micro-batches, precision and memory change, and what they must not."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import precision
 from arguments import TrainingError
 from checkpoint import State
 from precision import Precision, half
-from steps import Learner, better, class_weights, train_one_epoch, why_to_end
+from steps import BalancedLoss, Learner, better, class_weights, train_one_epoch, why_to_end
 
 CPU = torch.device("cpu")
 
@@ -31,7 +32,7 @@ class Crowded(nn.Module):
 
 
 def learner(model, lr=0.1, parts=1):
-    criterion = nn.CrossEntropyLoss(class_weights(torch.tensor([0, 0, 0, 1, 2, 2]), 3), label_smoothing=0.1)
+    criterion = BalancedLoss(class_weights(torch.tensor([0, 0, 0, 1, 2, 2]), 3), label_smoothing=0.1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
     return Learner(model, criterion, optimizer, schedule, Precision(CPU, "float32"), parts)
@@ -40,6 +41,20 @@ def learner(model, lr=0.1, parts=1):
 def batch(count, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 6, generator=generator), torch.randint(3, (count,), generator=generator)
+
+
+@pytest.mark.parametrize("common", [1, 9, 200])
+def test_the_loss_of_guessing_is_the_same_however_rare_a_class_is_and_a_right_answer_is_best(common):
+    labels = torch.tensor([0] * common + [1])
+    criterion = BalancedLoss(class_weights(labels, 2), label_smoothing=0.1)
+    logits = torch.zeros(2, 2, requires_grad=True)  # the answers to pictures of either class
+    loss = criterion(logits[labels], labels)
+    assert loss.item() == pytest.approx(math.log(2))
+    loss.backward()
+    right = torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
+    torch.testing.assert_close(logits.grad, 0.225 * right, msg="both classes count alike")
+    optimum = math.log(0.95 / 0.05) / 2 * -right
+    assert float(criterion(optimum[labels], labels)) == pytest.approx(-0.95 * math.log(0.95) - 0.05 * math.log(0.05))
 
 
 @pytest.mark.parametrize("count", [8, 11])
