@@ -83,7 +83,7 @@ def train(unfreeze: str, steps: int, variant: str, folder: Path) -> Round:
     from debugging import Hook
     from precision import Precision
     from profiling import Profile
-    from steps import Learner, evaluate, train_one_epoch
+    from steps import BalancedLoss, Learner, evaluate, train_one_epoch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def train(unfreeze: str, steps: int, variant: str, folder: Path) -> Round:
         models.set_trainable(trained, unfreeze)
     trained = trained.to(device, memory_format=torch.channels_last)
     source, precision, state = Batches(unfreeze, steps, device), Precision(device), State()
-    criterion = nn.CrossEntropyLoss(torch.ones(CLASSES, device=device), label_smoothing=0.1)
+    criterion = BalancedLoss(torch.ones(CLASSES, device=device), label_smoothing=0.1)
     optimizer = torch.optim.AdamW(models.parameter_groups(trained, 0.05), lr=1e-4, fused=True)
     total = EPOCHS * steps
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-4, total_steps=total + 1, cycle_momentum=False)

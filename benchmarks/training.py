@@ -56,6 +56,7 @@ TRIALS, PARALLEL = 8, 2  # the template's defaults
 BUCKET = "training-benchmark"
 PATIENCE = 1800.0  # seconds for a tuning job
 MAX_WAIT_PERCENT = 5.0  # of a fine-tuning's time on a GPU, for its loader
+LOOP_EPOCHS = 10  # of the fine-tuning that is watched on a GPU, at least
 # How many times as fast as the classic script it must be, at least.
 BOUNDS = {"head, classic": 20.0, "fine, classic": 2.5, "tuning": 1.0}
 
@@ -366,7 +367,7 @@ def main() -> int:
 
         if torch.cuda.is_available():
             bar.update(task, description="Houndloop: the loop on the GPU")
-            loop = work.loop(options.fine_epochs)
+            loop = work.loop(max(options.fine_epochs, LOOP_EPOCHS))
         bar.update(task, description="done", advance=1)
     seconds = seconds_of(found, options)
     ratios = {

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torchvision.models import ResNet
 
 FEATURES = 512  # width of what `fc` reads
-UNFREEZE = ("none", "layer4", "all")
 
 
 _libraries: list[torch.library.Library] = []

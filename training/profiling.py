@@ -112,7 +112,8 @@ class Profile:
         from report import Report, write_report
 
         confusion = confusion_matrix(held_out.labels.tolist(), probabilities.argmax(1).tolist(), len(prepared.classes))
-        found, seen = self._judge(prepared, confusion)
+        early = self.cut or len(history) < options.epochs
+        found, seen = self._judge(prepared, confusion, early)
         summary = {
             "model_version": options.model_version,
             "dataset_hash": options.dataset_hash,
@@ -128,7 +129,7 @@ class Profile:
         }
         findings: dict[str, Any] = {
             "blocking": any(finding.blocking for finding in found),
-            "verdict": verdict(found, self.cut or len(history) < options.epochs, len(history)),
+            "verdict": verdict(found, early, len(history)),
             "recommendation": system_rules.recommendation(found),
             "rules": [finding.as_dict() for finding in found],
             "summary": summary,
@@ -156,11 +157,11 @@ class Profile:
             upload(options.run_uri, {"findings.json": "application/json", "report.html": "text/html"}, folder)
         return findings
 
-    def _judge(self, prepared: Any, confusion: list[list[int]]) -> tuple[list[Finding], Observations]:
+    def _judge(self, prepared: Any, confusion: list[list[int]], early: bool) -> tuple[list[Finding], Observations]:
         found: list[Finding] = []
         seen = Observations()
         if self.rules is not None:
-            found, seen = self.rules.findings()
+            found, seen = self.rules.findings(ended=early)
         if fault := self.error or (self.hook.error if self.hook is not None else ""):
             # what was found stands; that nothing was found means nothing then
             found = [finding for finding in found if finding.status == "IssuesFound"]

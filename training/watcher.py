@@ -60,8 +60,12 @@ class RulesProcess:
             except (ValueError, TypeError):  # a library printed something
                 print(line, end="", file=sys.stderr)
 
-    def findings(self, patience: float = PATIENCE) -> tuple[list[Finding], Observations]:
-        """What each rule found, and what it saw. Call it after the hook was closed."""
+    def findings(self, ended: bool = False, patience: float = PATIENCE) -> tuple[list[Finding], Observations]:
+        """What each rule found, and what it saw. Call it after the hook was closed.
+
+        `ended`: whether the training was ended by what was decided, which then stands. A training that was faster than
+        its rules is judged as a whole: a loss that had not fallen at half time may have fallen since.
+        """
         assert self._process.stdin is not None
         with suppress(OSError):  # it is dead
             self._process.stdin.write("end\n")
@@ -75,8 +79,7 @@ class RulesProcess:
         else:
             found = [Finding(**finding) for finding in self._said["findings"]]
         self.close()
-        # what it decided on while training went on stands, even if it did not live to repeat it
-        decided = self.decided
+        decided = self.decided if ended or self._said is None else None
         if decided is not None:
             found = [decided if finding.rule == decided.rule else finding for finding in found]
         return found, Observations(**(self._said or {}).get("seen", {}))

@@ -26,7 +26,7 @@ PARAMETERS = {
     "EpochsMin": "4",
     "EpochsMax": "8",
     "BatchSizes": "8,16",
-    "LearningRateMin": "0.0005",
+    "LearningRateMin": "0.001",
     "LearningRateMax": "0.003",
     "GateMargin": "0.3",  # of a handful of test pictures
 }

@@ -59,6 +59,17 @@ def test_trouble_is_told_while_the_training_runs_and_the_rest_at_its_end(tmp_pat
     assert len(seen.epochs) == 2 and list(seen.gradients) == ["gradient/Linear_weight"]
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_was_decided_stands_only_if_it_ended_the_training(tmp_path, ended):
+    training = Training(tmp_path / "tensors")
+    process = RulesProcess(tmp_path / "tensors", CHECKS)
+    training.step()
+    training.hook.close()
+    process.decided = TENSOR_RULES["LossNotDecreasing"].finding({"step": 1, "tensor": "train loss", "value": 2.0}, {})
+    found = {finding.rule: finding for finding in process.findings(ended)[0]}
+    assert found["LossNotDecreasing"].blocking == ended and found["Overfit"].status == "NoIssuesFound"
+
+
 def test_a_process_that_dies_makes_errors_and_no_harm(tmp_path):
     training = Training(tmp_path / "tensors")
     process = RulesProcess(tmp_path / "tensors", CHECKS)
