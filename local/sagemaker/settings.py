@@ -38,7 +38,9 @@ class Settings:
     drain_timeout: float = INVOCATION_TIMEOUT
     preload: tuple[str, ...] = field(
         default_factory=lambda: tuple(
-            name for name in os.environ.get("HOUNDLOOP_PRELOAD", "torch,torch._dynamo,numpy,PIL.Image,boto3").split(",") if name
+            name
+            for name in os.environ.get("HOUNDLOOP_PRELOAD", "torch,torch._dynamo,numpy,PIL.Image,boto3").split(",")
+            if name
         )
     )  # imported once by the warden, so that a job starts without paying for them
 
