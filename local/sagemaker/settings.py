@@ -26,6 +26,9 @@ def _number(name: str, default: float) -> float:
         raise SystemExit(f"{name} must be a number, found {text!r}: correct or unset it.") from None
 
 
+PRELOAD = "torch,torch._dynamo,numpy,PIL.Image,boto3"  # every optimizer of torch imports torch._dynamo
+
+
 @dataclass(frozen=True)
 class Settings:
     """Folders and limits. Times are seconds. `checkout` is where the folders that images name stand."""
@@ -37,11 +40,7 @@ class Settings:
     health_timeout: float = field(default_factory=lambda: _number("HOUNDLOOP_HEALTH_TIMEOUT", 240))
     drain_timeout: float = INVOCATION_TIMEOUT
     preload: tuple[str, ...] = field(
-        default_factory=lambda: tuple(
-            name
-            for name in os.environ.get("HOUNDLOOP_PRELOAD", "torch,torch._dynamo,numpy,PIL.Image,boto3").split(",")
-            if name
-        )
+        default_factory=lambda: tuple(name for name in os.environ.get("HOUNDLOOP_PRELOAD", PRELOAD).split(",") if name)
     )  # imported once by the warden, so that a job starts without paying for them
 
     @property
