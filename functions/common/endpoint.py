@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -20,10 +19,8 @@ MAX_PAYLOAD_BYTES = 4_000_000
 @cache
 def runtime() -> Any:
     # One quick second try hides a dropped connection; anything longer is for the queue, which costs nothing.
-    return boto3.client(
-        "sagemaker-runtime",
-        config=Config(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 2, "mode": "standard"}),
-    )
+    patience = Config(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 2, "mode": "standard"})
+    return aws.sdk.client("sagemaker-runtime", config=aws.CONFIG.merge(patience))
 
 
 def chunks(crops: list[bytes]) -> Iterator[range]:
