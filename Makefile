@@ -41,7 +41,7 @@ replay: $(READY) ## Classify pictures again; OF=--review (or --failed, --classif
 	@$(BIN)/python tools/inbox.py $(FOR_STACK) replay $(or $(OF),--review)
 
 test: $(READY) ## Run all tests, as many at once as there are cores; JOBS=n
-	@$(BIN)/python -m pytest --numprocesses $(or $(JOBS),logical) --maxprocesses 4 --dist loadgroup
+	@$(BIN)/python -m pytest --numprocesses $(or $(JOBS),logical) --maxprocesses 4 --dist loadfile
 
 check: $(READY) lint types templates ## Lint, types and template checks
 
