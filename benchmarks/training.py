@@ -30,6 +30,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -96,14 +97,14 @@ class Workplace:
         self.run("-c", program, str(self.weights))
         return {split: len(list((self.pictures / split).glob("*/*"))) for split in ("train", "validation")}
 
-    def run(self, *words: str) -> Run:
-        """A Python command. Raises RuntimeError, with the end of what it said, when it fails."""
+    def run(self, *words: str, expect: str = "") -> Run:
+        """A Python command. RuntimeError, with the end of what it said, when it fails or does not say `expect`."""
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         done = subprocess.run(
             [sys.executable, *words], cwd=self.folder, env=self.environment, text=True, capture_output=True
         )
         seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-        if done.returncode:
+        if done.returncode or expect not in done.stdout:
             raise RuntimeError(
                 f"{' '.join(words[:3])} ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}"
             )
@@ -113,6 +114,7 @@ class Workplace:
 
     def prepare(self, unfreeze: str) -> Run:
         """Decodes the pictures; for a frozen backbone, extracts their features as well."""
+        shutil.rmtree(self.folder / "prepared", ignore_errors=True)
         words = ["--image-size", str(IMAGE_SIZE), "--dataset", "dataset", "--images", "images", "--output", "prepared"]
         return self.run(str(TRAINING / "prepare.py"), *words, "--weights", "weights", "--unfreeze", unfreeze)
 
@@ -122,7 +124,8 @@ class Workplace:
             words += ["--epochs", str(epochs), "--patience", "1000", "--batch-size", str(BATCH_SIZE)]
             words += ["--image-size", str(IMAGE_SIZE), "--lr", "0.003", "--profile", str(profile).lower()]
             words += ["--model-dir", f"{job}/model", "--checkpoint-dir", f"{job}/checkpoints"]
-            return self.run(str(TRAINING / "train.py"), *words, "--output-dir", str(self.folder / "output"))
+            words += ["--output-dir", str(self.folder / "output")]
+            return self.run(str(TRAINING / "train.py"), *words, expect=f"epoch={epochs};")  # not ended before
 
     def peer(self, module: str, unfreeze: str, epochs: int) -> Run:
         words = ["pictures", "--weights", str(self.weights), "--unfreeze", unfreeze, "--epochs", str(epochs)]
