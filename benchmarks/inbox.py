@@ -51,6 +51,7 @@ class Inbox:
             client, ("s3", "sqs", "sagemaker", "lambda", "events")
         )
         self.iam, self.cloudformation, self.cloudwatch = map(client, ("iam", "cloudformation", "cloudwatch"))
+        self.runtime = client("sagemaker-runtime")
         resource = session.resource("dynamodb", endpoint_url=aws.endpoint_url, config=config)
         self.predictions = resource.Table(self.outputs["PredictionsTableName"])
         self.state = resource.Table(self.outputs["LoopStateTableName"])

@@ -1,19 +1,22 @@
-"""Lambda: errors under the type that a function raised, metrics, logs, code unpacked once, workers that end in time.
+"""Lambda: errors under their types, metrics, logs, code unpacked once, traces sampled, workers that end in time.
 
 ministack reports every exception of a function as `Runtime.HandlerError`, so a state machine's Catch for a named error
 would never match here. Its worker, busy in a handler, also outlives an emulator that was killed. And it counts API
 calls rather than invocations: nothing that an event source, a rule or a topic starts, a throttled call twice. Every
 invocation gets a log stream of its own, where AWS has one for each execution environment, and all are kept. It unpacks
-function and layers anew for every execution environment, which costs more than a hundred pictures.
+function and layers anew for every execution environment, which costs more than a hundred pictures. And it has every
+invocation traced, where Lambda samples.
 
 For ministack's authors: the worker's error type; metrics at `_execute_function_dispatch`, where every invocation
-passes; metrics of the embedded metric format in `_emit_lambda_logs`; a worker's log stream; code unpacked once.
+passes; metrics of the embedded metric format in `_emit_lambda_logs`; a worker's log stream; code unpacked once; the
+sampling of traces.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import random
 import tempfile
 import threading
 import time
@@ -47,6 +50,10 @@ _threading.Thread(target=_end_with_parent, daemon=True).start()
 _invocation = threading.local()
 
 
+# Of the invocations of a function that are traced, one each second and these of the others are sampled.
+# https://docs.aws.amazon.com/lambda/latest/dg/services-xray.html
+SAMPLED_SHARE = 0.05
+
 _unpacking = threading.Lock()
 
 
@@ -73,6 +80,18 @@ class Unpacked(zipfile.ZipFile):
                 os.rename(new, home)
         for name in os.listdir(home):
             os.symlink(home / name, Path(path) / name)
+
+
+class Sampling:
+    """Which invocations' traces are kept: the first of a second, and a share of the others, by function."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, int] = {}
+
+    def takes(self, function: str) -> bool:
+        now, before = int(time.time()), self._seconds.get(function)
+        self._seconds[function] = now
+        return now != before or random.random() < SAMPLED_SHARE
 
 
 def measure(function: str, moment: float | None = None, **values: float) -> None:
@@ -146,8 +165,22 @@ def watch_invocations() -> None:
     lambda_svc.new_uuid = lambda: getattr(_invocation, "stream", None) or new_uuid()
 
 
+def sample_traces() -> None:
+    """Let the functions know, as Lambda does, which of their traces are kept: the others cost them little."""
+    trace_id = expect("functions", lambda_svc, "_xray_trace_id_for_invocation", "config")
+    sampling = Sampling()
+
+    def sampled_trace_id(config: dict, inbound: str | None = None) -> str | None:
+        found = trace_id(config, inbound)
+        if inbound or found is None or sampling.takes(config["FunctionArn"]):
+            return found
+        return found.replace("Sampled=1", "Sampled=0")
+
+    lambda_svc._xray_trace_id_for_invocation = sampled_trace_id
+
+
 def install() -> None:
-    """Change the worker's program, carry the type of an error through to the answer, and record metrics."""
+    """Change the worker's program, carry the type of an error through to the answer, record metrics, sample traces."""
     script = expect("functions", lambda_runtime, "_PYTHON_WORKER_SCRIPT", kind=str)
     if script.count(ANSWER) != 1:
         raise SeamMovedError(
@@ -179,3 +212,4 @@ def install() -> None:
     worker.invoke = invoke_and_note
     lambda_svc._execute_function_warm = execute_function
     watch_invocations()
+    sample_traces()

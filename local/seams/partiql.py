@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 from ministack.core import iam_actions
@@ -23,17 +24,18 @@ VERBS = {"SELECT": "PartiQLSelect", "INSERT": "PartiQLInsert", "UPDATE": "PartiQ
 TABLE = re.compile(r'\b(?:FROM|INTO|UPDATE)\s+"?([\w.-]+)"?(?:\."?([\w.-]+)"?)?', re.IGNORECASE)
 
 
-def statements(body: bytes) -> list[str]:
+@lru_cache(8)  # a request is asked about twice, and to take it apart is much of what it costs
+def statements(body: bytes) -> tuple[str, ...]:
     """The text of every statement of a request, however it carries them; none where it is no such request."""
     try:
         request = json.loads(body or b"{}")
         listed = request.get("Statements") or request.get("TransactStatements") or [request]
-        return [one["Statement"].strip() for one in listed if "Statement" in one]
+        return tuple(one["Statement"].strip() for one in listed if "Statement" in one)
     except (ValueError, AttributeError, TypeError, KeyError):
-        return []
+        return ()
 
 
-def action_of(texts: list[str]) -> str | None:
+def action_of(texts: Iterable[str]) -> str | None:
     """The action of a request. ministack can ask about one only: where a batch writes in several ways, the first."""
     verbs = sorted({text.split(None, 1)[0].upper() for text in texts if text})
     return f"dynamodb:{VERBS[verbs[0]]}" if verbs and verbs[0] in VERBS else None
