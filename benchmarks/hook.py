@@ -100,21 +100,20 @@ def train(unfreeze: str, steps: int, variant: str, folder: Path) -> Round:
     profile, hook = None, None
     if variant == "hook":
         hook = Hook(folder / "tensors", trained, criterion, total)
+        learner.before_step = hook.before_step
     elif variant == "profile":
         options = SimpleNamespace(loader_workers=1, warm_up=0.25)
         profile = Profile(folder, trained, criterion, device, options, total)
-        learner.timer, hook = profile.timer, profile.hook
+        learner.timer, learner.before_step, hook = profile.timer, profile.before_step, profile.hook
         assert hook is not None, profile.error
     with profile or nullcontext():
         clock, processor = time.perf_counter(), time.process_time()
         for _ in range(EPOCHS):
             models.train_mode(trained)
-            if hook:
-                hook.phase("train")
             train_one_epoch(learner, source, state, lambda: False)
             trained.eval()
             if hook:
-                hook.phase("validation")
+                hook.pause()
             loss, accuracy, _ = evaluate(trained, source.evaluation(), criterion, precision)
             metrics = state.end_epoch(loss, accuracy, 0.0, 0.0)
             if hook:

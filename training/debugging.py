@@ -62,7 +62,8 @@ class Allowance:
 
 
 class Hook:
-    """smdebug's hook on `model` and its loss: `phase` at the start of each, `epoch` after each, `close` at the end.
+    """smdebug's hook on `model` and its loss: `before_step` in training, `pause` before validation, `epoch` after it,
+    `close` at the end.
 
     At some steps of training it saves: of gradients mean, standard deviation, norm, and mean and maximum of the
     absolute values; of weights mean and absolute maximum; of each ReLU how often its units are active, in percent.
@@ -89,7 +90,6 @@ class Hook:
         self.gradient_scale = 1.0
         self.step = self.global_step = done - 1  # of training; and what smdebug counts: these and saves of epochs
         self.start = done
-        self.training = True
         self.allowances = {kind: Allowance(share) for kind, share in (shares or SHARES).items()}
         self.intervals = {kind: max(1, steps // most) for kind, most in MOST_SAVES.items()}
         self.next = dict.fromkeys(MOST_SAVES, 0)
@@ -102,7 +102,6 @@ class Hook:
         self.hook = self._smdebug_hook(smd, folder)
         for module in (model, criterion):
             module._module_name = module._get_name()  # what smdebug calls them
-        model.register_forward_pre_hook(self._before_forward)
 
     def _smdebug_hook(self, smd: Any, folder: Path) -> Any:
         def saved(kind: str) -> Any:
@@ -149,10 +148,20 @@ class Hook:
 
     # What the training calls ------------------------------------------------------------------------------------------
 
-    def phase(self, split: str) -> None:
-        """The forward passes from now on belong to `train` or `validation`."""
+    def pause(self) -> None:
+        """The forward passes from now until the next step are none of training."""
         self._do(self._finish)
-        self.training = split == "train"
+
+    def before_step(self) -> None:
+        """A step of training begins, in however many forward passes."""
+        if self.saving:
+            self._do(self._finish)
+            self._settle()
+        if self.error:
+            return
+        self.step, self.global_step = self.step + 1, self.global_step + 1
+        if self.step >= self.wake and (kind := self._due()):
+            self._do(self._attach, kind)
 
     def epoch(self, train_loss: float, validation_loss: float) -> None:
         """An epoch's mean losses, which the training loop knows exactly, are saved now or, where that costs too much
@@ -187,16 +196,6 @@ class Hook:
             print(f"profile: the hook gives up: {self.error}", flush=True)
             self._detach()
         self.seconds += time.perf_counter() - begun
-
-    def _before_forward(self, model: nn.Module, inputs: Any) -> None:
-        if self.saving:
-            self._do(self._finish)
-            self._settle()
-        if not self.training or self.error:
-            return
-        self.step, self.global_step = self.step + 1, self.global_step + 1
-        if self.step >= self.wake and (kind := self._due()):
-            self._do(self._attach, kind)
 
     def _due(self) -> str | None:
         """What is saved of this step: `all`, the `loss`, or nothing."""

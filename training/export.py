@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from convert import EXAMPLES, to_openvino
 from data import Normalise
 from preprocessing import Preprocess
 
@@ -43,11 +44,9 @@ def export(model: nn.Module, spec: Preprocess, crops: np.ndarray, folder: Path) 
     served = Served(model.to("cpu", memory_format=torch.contiguous_format), spec).eval()  # type: ignore[call-overload]
     with torch.inference_mode():
         expected = served(torch.from_numpy(crops)).numpy()
-    with torch.no_grad():
-        shape = [-1, spec.size, spec.size, 3]
-        converted = ov.convert_model(
-            served, example_input=torch.from_numpy(crops[:2]), input=("images", shape, ov.Type.u8)
-        )
+    shape = [-1, spec.size, spec.size, 3]
+    examples = torch.zeros(EXAMPLES, *shape[1:], dtype=torch.uint8)
+    converted = to_openvino(served, (examples,), ("images", shape, ov.Type.u8))
     converted.inputs[0].get_tensor().set_names({"images"})
     converted.outputs[0].get_tensor().set_names({"probabilities"})
     compiled = ov.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

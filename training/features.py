@@ -25,6 +25,7 @@ from torch import nn
 
 import data
 import model as models
+from convert import EXAMPLES, to_openvino
 from precision import half
 from prepare import code_version, cores
 from sources import seeded
@@ -32,8 +33,8 @@ from sources import seeded
 FILE = "features.npz"
 BATCH = 32  # always so many: what a kernel computes for a picture may depend on how many come with it
 # Pixels from which on OpenVINO is the faster engine on a CPU with bfloat16: it extracts twice as fast as torch, but
-# takes some six seconds of one core to convert and compile the network.
-WORTH_OPENVINO = 1200 * 224 * 224
+# takes a second or two to convert and compile the network.
+WORTH_OPENVINO = 500 * 224 * 224
 
 Arrays = dict[str, np.ndarray]
 Compute = Callable[[torch.Tensor, torch.Tensor], np.ndarray]  # uint8 [BATCH, S, S, 3], float [2, BATCH] to [BATCH, 512]
@@ -103,7 +104,7 @@ def write(folder: Path, options: argparse.Namespace, prepared: data.Prepared, pr
 def source_hash() -> str:
     """Of the code that decides what the backbone makes of a crop."""
     here = Path(__file__).parent
-    names = ("data", "features", "model", "sources")
+    names = ("convert", "data", "features", "model", "sources")
     return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in names)).hexdigest()
 
 
@@ -221,12 +222,9 @@ def with_openvino(backbone: Backbone, size: int, device: torch.device) -> Comput
     """The same as an OpenVINO model, with a stream for each core."""
     import openvino as ov
 
-    images, light = torch.zeros(BATCH, size, size, 3, dtype=torch.uint8), torch.ones(2, BATCH)
-    with torch.no_grad():
-        converted = ov.convert_model(
-            backbone, example_input=(images, light),
-            input=[(list(images.shape), ov.Type.u8), (list(light.shape), ov.Type.f32)],
-        )  # fmt: skip
+    examples = torch.zeros(EXAMPLES, size, size, 3, dtype=torch.uint8), torch.ones(2, EXAMPLES)
+    inputs = [([BATCH, size, size, 3], ov.Type.u8), ([2, BATCH], ov.Type.f32)]
+    converted = to_openvino(backbone, examples, inputs)
     compiled = ov.compile_model(converted, "CPU", {
         "INFERENCE_PRECISION_HINT": "bf16" if backbone.dtype == torch.bfloat16 else "f32",
         "NUM_STREAMS": cores(), "INFERENCE_NUM_THREADS": cores(), "ENABLE_CPU_PINNING": False,

@@ -26,7 +26,7 @@ MAX_FINDINGS_BYTES = 100_000  # Step Functions reads findings.json; a state's pa
 
 
 class Profile:
-    """`with Profile(…) as profile:` around the epochs; `phase` and `epoch` in each; then `report`.
+    """`with Profile(…) as profile:` around the epochs; `before_step`, `pause` and `epoch` in each; then `report`.
 
     `timer` wants to hear of each step; `gradient_scale` is what gradients are multiplied by while the hook sees them;
     `ended` says why to stop.
@@ -43,7 +43,6 @@ class Profile:
         self.hook: Hook | None = None
         self.rules: RulesProcess | None = None
         self.error = ""  # why there is no hook
-        self.cut = False  # whether a rule ended the training
         self.sampler = Sampler(folder / "profiler")
         self.sampler.seen.cores = os.cpu_count() or 1
         self.sampler.seen.loader_workers = options.loader_workers
@@ -75,14 +74,18 @@ class Profile:
     def __exit__(self, *error: Any) -> None:
         self._stack.close()  # the rules' process ends when it has told its findings, or with this one
 
-    def phase(self, split: str) -> None:
-        """What the steps from now on belong to: `train` or `validation`."""
+    def before_step(self) -> None:
+        """A step of training begins."""
         if self.hook is not None:
-            self.hook.phase(split)
+            self.hook.before_step()
+
+    def pause(self) -> None:
+        """The forward passes from now until the next step are none of training."""
+        if self.hook is not None:
+            self.hook.pause()
 
     def epoch(self, metrics: dict[str, float]) -> None:
         """An epoch has ended with these losses."""
-        self.cut = bool(self.ended)
         if self.hook is not None:
             self.hook.epoch(metrics["train_loss"], metrics["validation_loss"])
 
@@ -103,16 +106,16 @@ class Profile:
 
     def report(
         self, options: Any, prepared: Any, hyperparameters: dict, history: list[dict], metrics: dict, held_out: Any,
-        probabilities: Any,
+        probabilities: Any, early: bool,
     ) -> dict:  # fmt: skip
         """Runs the rules, writes findings.json and report.html, puts them to `run-uri`; returns the findings.
 
-        `probabilities`: torch [N, classes] of the pictures in `held_out`, a data.Split.
+        `probabilities`: torch [N, classes] of the pictures in `held_out`, a data.Split; `early`: whether the training
+        was ended because something was wrong with it.
         """
         from report import Report, write_report
 
         confusion = confusion_matrix(held_out.labels.tolist(), probabilities.argmax(1).tolist(), len(prepared.classes))
-        early = self.cut or len(history) < options.epochs
         found, seen = self._judge(prepared, confusion, early)
         summary = {
             "model_version": options.model_version,
@@ -141,20 +144,21 @@ class Profile:
         for finding in found:
             if finding.status != "NoIssuesFound":
                 print(f"rule {finding.rule}: {finding.status} {json.dumps(clean(finding.evidence))}", flush=True)
-        folder = self.folder
+        folder, files = self.folder, {"findings.json": "application/json"}
         (folder / "findings.json").write_text(text)
-        html = write_report(
-            Report(
-                findings=found, summary=summary, history=history, gradients=seen.gradients, sampler=self.sampler,
-                confusion=confusion, classes=prepared.classes, held_out=held_out, probabilities=probabilities.numpy(),
-                trials=tuning_trials(options.tuning_job), verdict=findings["verdict"],
-                recommendation=findings["recommendation"],
-            ),
-            folder / "report.html",
+        report = Report(
+            findings=found, summary=summary, history=history, gradients=seen.gradients, sampler=self.sampler,
+            confusion=confusion, classes=prepared.classes, held_out=held_out, probabilities=probabilities.numpy(),
+            trials=tuning_trials(options.tuning_job), verdict=findings["verdict"],
+            recommendation=findings["recommendation"],
         )  # fmt: skip
-        print(f"report: {html}", flush=True)
+        try:
+            print(f"report: {write_report(report, folder / 'report.html')}", flush=True)
+            files["report.html"] = "text/html"
+        except Exception as error:  # a picture that cannot be drawn is no reason to lose a trained model
+            print(f"report: could not be drawn: {type(error).__name__}: {error}", flush=True)
         if options.run_uri:
-            upload(options.run_uri, {"findings.json": "application/json", "report.html": "text/html"}, folder)
+            upload(options.run_uri, files, folder)
         return findings
 
     def _judge(self, prepared: Any, confusion: list[list[int]], early: bool) -> tuple[list[Finding], Observations]:
@@ -184,7 +188,7 @@ class Profile:
 def verdict(found: Sequence[Finding], early: bool, epochs: int) -> dict[str, Any]:
     """How the training ended: `EndedEarly` where it did because of a rule, and after how many epochs, or parts of one.
 
-    `early`: whether it ended before its time."""
+    `early`: whether it was ended because something was wrong."""
     spoilt = [finding for finding in found if finding.blocking]
     if not early or not spoilt or spoilt[0].evidence is None:
         return {"status": "Completed", "rule": None, "epoch": epochs, "reason": ""}

@@ -148,7 +148,8 @@ def overfit(seen: Observations, start_step: int, patience: int, ratio_threshold:
     """(validation loss - training loss) / training loss exceeds the ratio in more than `patience` epochs in a row.
 
     AWS's rule triggers wherever that happened; this one where it still does at the end. In the first epochs BatchNorm's
-    running statistics lag behind, and the validation loss with them.
+    running statistics lag behind, and the validation loss with them: epochs before `start_step` (of training) do not
+    count.
     """
     exceeded, ratio, last = 0, 0.0, 0
     for last, train, validation in seen.epochs:

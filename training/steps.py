@@ -43,12 +43,14 @@ class Learner:
     precision: Precision
     parts: int = 1
     timer: Timer = field(default_factory=Timer)
+    before_step: Callable[[], None] = lambda: None  # called first in every step
 
     def step(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of the optimizer; the loss and the number of right answers, both still on the device.
 
         Raises TrainingError when not even two pictures at a time fit into the GPU's memory.
         """
+        self.before_step()
         while True:
             try:
                 loss, correct = self.accumulate(inputs, labels)
@@ -152,11 +154,16 @@ def better(metrics: Metrics, best: Metrics | None) -> bool:
     return best is None or key > (best["validation_accuracy"], -best["validation_loss"])
 
 
-def why_to_end(state: State, patience: int) -> str:
-    """Why there is no point in another epoch, after the last one of the history; empty where there is."""
+def diverged(state: State) -> str:
+    """Says so where the last epoch's loss is no number; empty where it is one."""
     last = state.history[-1]
-    if not math.isfinite(last["train_loss"]) or not math.isfinite(last["validation_loss"]):
-        return f"the loss is no finite number after epoch {last['epoch']}"
+    finite = math.isfinite(last["train_loss"]) and math.isfinite(last["validation_loss"])
+    return "" if finite else f"the loss is no finite number after epoch {last['epoch']}"
+
+
+def past_its_best(state: State, patience: int) -> str:
+    """Says so where no epoch of the last ones was better than one before; empty where another may be."""
+    last = state.history[-1]
     if state.best and last["epoch"] - state.best["epoch"] >= patience:
         return f"no better epoch than {state.best['epoch']} for {patience} epochs"
     return ""

@@ -36,7 +36,17 @@ from arguments import HYPERPARAMETERS, TrainingError, parse_arguments
 from checkpoint import Checkpoint, Metrics
 from precision import Precision
 from sources import Features, Pictures
-from steps import BalancedLoss, Learner, better, class_weights, evaluate, metric_line, train_one_epoch, why_to_end
+from steps import (
+    BalancedLoss,
+    Learner,
+    better,
+    class_weights,
+    diverged,
+    evaluate,
+    metric_line,
+    past_its_best,
+    train_one_epoch,
+)
 
 # What it starts from -------------------------------------------------------------------------------------------------
 
@@ -113,11 +123,11 @@ class Stop:
 
 def train(options: argparse.Namespace) -> bool:
     """The whole job. False when SIGTERM ended it: a checkpoint was written, and no model."""
-    stop = Stop()
     prepared = load_data(options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = Precision(device, options.precision)
     begin = start(options, prepared, device)
+    stop = Stop()  # before, there is nothing to save, and SIGTERM ends the process
     trained, source = begin.trained, begin.source
 
     total_steps = options.epochs * source.steps_per_epoch
@@ -146,18 +156,18 @@ def train(options: argparse.Namespace) -> bool:
         profile = Profile(
             options.output_dir / "data", trained, criterion, device, options, total_steps, done, state.history
         )
-        learner.timer = profile.timer
+        learner.timer, learner.before_step = profile.timer, profile.before_step
 
     def spoilt() -> str:
         """Why a rule wants the training to end; empty while none does."""
         return profile.ended if profile else ""
 
+    spoils = ""  # why it was ended, had it nothing good to come to
     with profile or nullcontext():
         while state.epoch < options.epochs:
             begun, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
             models.train_mode(trained)
             if profile:
-                profile.phase("train")
                 profile.gradient_scale = precision.scaler.get_scale()  # it halves where a step overflows
             whole = train_one_epoch(learner, source, state, lambda: bool(stop or spoilt()) or checkpoint.due())
             if not whole and (stop or not spoilt()):
@@ -170,7 +180,7 @@ def train(options: argparse.Namespace) -> bool:
 
             trained.eval()
             if profile:
-                profile.phase("validation")
+                profile.pause()
             loss, accuracy, _ = evaluate(trained, source.evaluation(prepared.validation), criterion, precision)
             seconds = state.seconds + time.perf_counter() - begun
             metrics = state.end_epoch(loss, accuracy, rate, seconds)
@@ -182,7 +192,8 @@ def train(options: argparse.Namespace) -> bool:
                 state.best_weights = {
                     name: value.detach().cpu().clone() for name, value in trained.state_dict().items()
                 }
-            if reason := spoilt() or why_to_end(state, options.patience):
+            spoils = spoilt() or diverged(state)
+            if reason := spoils or past_its_best(state, options.patience):
                 print(f"{reason}: training ends here", flush=True)
                 break
             if state.epoch < options.epochs and (stop or checkpoint.due()):
@@ -203,7 +214,9 @@ def train(options: argparse.Namespace) -> bool:
     hyperparameters = {name.replace("_", "-"): getattr(options, name) for name in HYPERPARAMETERS}
     findings: dict[str, Any] = {}
     if profile:
-        findings = profile.report(options, prepared, hyperparameters, state.history, metrics, held_out, probabilities)
+        findings = profile.report(
+            options, prepared, hyperparameters, state.history, metrics, held_out, probabilities, bool(spoils)
+        )
     if state.best_weights is None:
         print("no epoch had a finite loss, so there is no model to export: lower lr", flush=True)
     write_artifact(options, prepared, begin, hyperparameters, metrics, findings, state.best_weights is not None)
@@ -228,7 +241,7 @@ def write_artifact(
             model = models.build(len(prepared.classes), begin.weights).eval()
             model.fc = begin.trained
         torch.save({name: value.cpu() for name, value in model.state_dict().items()}, folder / artifact.WEIGHTS)
-        exported = export(model, prepared.preprocess, prepared.validation.images[:32], folder)
+        exported = export(model, prepared.preprocess, prepared.validation.images[:16], folder)
         artifact.write_json(folder / artifact.CLASSES, prepared.classes)
         (folder / artifact.PREPROCESS).write_text(prepared.preprocess.to_json())
         print(f"model: {folder}", flush=True)

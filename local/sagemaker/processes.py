@@ -53,7 +53,9 @@ def left_behind(state_dir: Path) -> list[psutil.Process]:
 def base_environment() -> dict[str, str]:
     """The variables that every job and server starts from."""
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    return inherited | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    # OpenMP's threads wait asleep: here jobs share the cores, and threads that spin take them from those that work.
+    own = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return inherited | own
 
 
 class SpawnError(Exception):

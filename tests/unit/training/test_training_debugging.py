@@ -45,9 +45,9 @@ def train(
     truth, other_truth = (inputs[:, 0] > 0).long(), (others[:, 0] > 0).long()
     labels = truth if labels is None else labels
     for _ in range(epochs):
-        hook.phase("train")
         total = 0.0
         for _ in range(steps):
+            hook.before_step()
             loss = criterion(model(inputs) * scale, labels)
             optimizer.zero_grad()
             (loss * gradient_scale).backward()
@@ -56,7 +56,7 @@ def train(
                     parameter.grad /= gradient_scale
             optimizer.step()
             total += float(loss.detach())
-        hook.phase("validation")
+        hook.pause()
         with torch.no_grad():
             validation = criterion(model(others) * scale, other_truth)
         hook.epoch(total / steps, float(validation))
@@ -202,6 +202,7 @@ def test_steps_that_are_not_saved_are_not_touched(tmp_path):
     model, criterion = network(), nn.CrossEntropyLoss()
     hook = Hook(tmp_path / "tensors", model, criterion, 1000, shares=dict.fromkeys(debugging.SHARES, 0.0))
     for _ in range(4):
+        hook.before_step()
         criterion(model(torch.randn(4, 8)), torch.zeros(4, dtype=torch.int64)).backward()
     assert hook.handles == [] and not criterion._forward_hooks and not model[1]._forward_hooks
     hook.close()
@@ -212,6 +213,7 @@ def test_a_fault_of_the_hook_is_not_the_trainings(tmp_path, monkeypatch):
     hook = Hook(tmp_path / "tensors", model, criterion, 10, shares=FREE)
     monkeypatch.setattr(hook, "_begin", lambda *_: 1 / 0)
     for _ in range(3):
+        hook.before_step()
         criterion(model(torch.randn(4, 8)), torch.zeros(4, dtype=torch.int64)).backward()
     assert "ZeroDivisionError" in hook.error and hook.handles == []
 

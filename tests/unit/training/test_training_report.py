@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,9 +18,10 @@ import pytest
 import torch
 
 import report as reports
+from profiling import verdict
 from report import Report, write_report
 from rules import Finding
-from tests.unit.training.jobs import PATTERNS, run
+from tests.unit.training.jobs import PATTERNS, ROOT, job_environment, run
 
 HEADINGS = ["Findings", "Run summary", "Learning", "The machine", "Steps", "Classes", "Most wrong about"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -236,6 +239,26 @@ def test_the_best_trial_is_marked(made: Report, tmp_path: Path):
 def test_trials_of_which_none_has_a_result_are_only_listed(made: Report, tmp_path: Path):
     page = Page(write_report(replace(made, trials=[trial(1, None)]), tmp_path / "r.html"))
     assert list(page.table("Trial")) == ["t1"] and not [f for f in page.figures if f[0][0]["type"] == "parcoords"]
+
+
+def test_a_report_that_cannot_be_drawn_costs_no_model(prepared: Path, tmp_path: Path):
+    program = "import report, sys, train; report.write_report = None; sys.exit(train.main())"
+    environment = job_environment(tmp_path)
+    environment["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'training'}"
+    words = ["--training", prepared, "--epochs", 2, "--image-size", 32, "--profile", "true"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)], env=environment, text=True, capture_output=True
+    )
+    assert done.returncode == 0 and "report: could not be drawn: TypeError" in done.stdout
+    assert (tmp_path / "model" / "model.xml").is_file() and (tmp_path / "output/data/findings.json").is_file()
+
+
+def test_only_what_was_wrong_ends_a_training_early():
+    blocking = Finding("ExplodingTensor", "IssuesFound", True, {}, {"step": 4, "tensor": "loss", "value": 3.0}, "")
+    assert verdict([blocking], early=True, epochs=3)["status"] == "EndedEarly"
+    assert verdict([blocking], early=False, epochs=3) == {
+        "status": "Completed", "rule": None, "epoch": 3, "reason": ""
+    }  # fmt: skip
 
 
 def test_long_runs_are_drawn_as_means():

@@ -12,7 +12,7 @@ import precision
 from arguments import TrainingError
 from checkpoint import State
 from precision import Precision, half
-from steps import BalancedLoss, Learner, better, class_weights, train_one_epoch, why_to_end
+from steps import BalancedLoss, Learner, better, class_weights, diverged, past_its_best, train_one_epoch
 
 CPU = torch.device("cpu")
 
@@ -70,12 +70,15 @@ def test_gradients_of_micro_batches_are_those_of_the_batch(count):
 def test_a_batch_that_does_not_fit_is_computed_in_parts_to_the_same_step(capsys):
     inputs, labels = batch(16)
     roomy, crowded = learner(Crowded(100)), learner(Crowded(5))
+    steps = []
+    crowded.before_step = lambda: steps.append(1)
     for _ in range(2):
         losses = roomy.step(inputs, labels)[0], crowded.step(inputs, labels)[0]
         assert torch.allclose(*losses, atol=1e-6)
     assert torch.allclose(roomy.trained.fc.weight, crowded.trained.fc.weight, atol=1e-6)
     assert crowded.parts == 4 and "in 4 parts from now on" in capsys.readouterr().out
     crowded.step(*batch(3))  # the last batch of an epoch is smaller
+    assert len(steps) == 3, "a step is one, in however many parts, also when it is tried again"
 
 
 def test_a_batch_of_which_not_even_two_fit_ends_the_job_with_the_reason():
@@ -139,13 +142,14 @@ def epoch(number, accuracy, loss=1.0):
 def test_the_best_epoch_is_kept_and_patience_ends_the_training():
     state = State()
     for number, accuracy in enumerate((0.5, 0.8, 0.7, 0.8), 1):
-        assert why_to_end(State(history=[epoch(number, accuracy)], best=state.best), patience=3) == ""
+        assert past_its_best(State(history=[epoch(number, accuracy)], best=state.best), patience=3) == ""
         metrics = epoch(number, accuracy, loss=number)
         state.best = metrics if better(metrics, state.best) else state.best
     assert state.best["epoch"] == 2, "with equally many right, the smaller loss"
     assert not better(epoch(9, 1.0, float("nan")), state.best)
-    assert why_to_end(State(history=[epoch(5, 0.8)], best=state.best), 3) == "no better epoch than 2 for 3 epochs"
-    assert "no finite number" in why_to_end(State(history=[epoch(3, 0.8, float("inf"))], best=state.best), 3)
+    assert past_its_best(State(history=[epoch(5, 0.8)], best=state.best), 3) == "no better epoch than 2 for 3 epochs"
+    assert "no finite number" in diverged(State(history=[epoch(3, 0.8, float("inf"))]))
+    assert diverged(State(history=[epoch(3, 0.8)])) == ""
 
 
 def test_folded_batchnorm_changes_no_answer():

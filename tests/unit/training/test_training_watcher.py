@@ -36,10 +36,10 @@ class Training:
         self.hook = Hook(folder, self.model, self.criterion, 100, shares=FREE)
 
     def step(self, factor=1.0):
-        self.hook.phase("train")
+        self.hook.before_step()
         loss = self.criterion(self.model(torch.ones(4, 4)) * factor, torch.zeros(4, dtype=torch.int64))
         loss.backward()
-        self.hook.phase("validation")
+        self.hook.pause()
         self.hook.epoch(float(loss.detach()), float(loss.detach()))
 
 
