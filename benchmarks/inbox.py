@@ -20,7 +20,7 @@ from local.stack import Stack
 
 PATIENCE = 120.0  # seconds for an endpoint to come into service
 IMAGES = {"HOUNDLOOP_IMAGES": str(CHECKOUT / "benchmarks"), "HOUNDLOOP_PRELOAD": "json"}
-IMAGE = "local/serving:1"  # benchmarks/serving
+IMAGE = "local/observed:1"  # benchmarks/observed
 COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed")
 
 

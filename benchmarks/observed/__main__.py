@@ -1,6 +1,6 @@
 """The serving image as the benchmarks run it: `inference/`, observed, and misbehaving on command.
 
-An image here is a folder, so `local/serving:1` is this one where HOUNDLOOP_IMAGES names `benchmarks/`. Two variables
+An image here is a folder, so `local/observed:1` is this one where HOUNDLOOP_IMAGES names `benchmarks/`. Two variables
 of the model's environment: OBSERVED, a folder in which each worker notes when its requests began and ended (seconds of
 time.monotonic), and COMMAND, a file that says what is to happen to requests: `500 0.5` answers half of them with that
 status, `slow 2` delays each by two seconds; an empty or missing file leaves them alone.
