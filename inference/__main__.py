@@ -1,7 +1,7 @@
 """The serving container's command: `python inference serve`.
 
-One process per core, each with the whole server and a model that is memory-mapped and so shared. They accept from one
-listening socket; a supervisor puts back the ones that die. With one worker there is no supervisor.
+A supervisor, which stays small, starts a front that speaks HTTP and a worker for each core, and puts back workers that
+die. The model is memory-mapped and so shared by the workers.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import argparse
 import asyncio
 import logging
 import os
-import pwd
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,82 +21,157 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import uvicorn
 
-BAD_ARTIFACT = 78  # exit status (sysexits.h: EX_CONFIG): starting again would not help
+    from channel import Channel
+    from settings import Settings
+
 DRAIN = 25  # seconds for the requests at work after SIGTERM; SageMaker kills after 30
+SHORT_LIVES = 3  # deaths of each worker, one after the other, before it was ready, after which there is no hope
 
 log = logging.getLogger("inference")
 
 
 def serve(model_dir: str, host: str, port: int, workers: int) -> int:
     """Listens and serves until SIGTERM. Returns the exit status."""
+    from channel import Channel
+    from settings import BAD_ARTIFACT, Settings
+
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        settings = Settings.from_environment(model_dir)
         listener.bind((host, port))
+    except ValueError as error:
+        log.error("cannot serve: %s", error)
+        return BAD_ARTIFACT
     except OSError as error:
         log.error("cannot listen on %s:%d: %s. Is another server running there?", host, port, error.strerror)
         return 1
-    if workers == 1:
-        return work(listener, model_dir)
-    supervisor = os.getpid()
-    return supervise(lambda: work(listener, model_dir, supervisor), workers)
+    channels = [Channel(settings.max_payload) for _ in range(workers)]
+    return Supervisor(listener, channels, settings).run()
 
 
-def work(listener: socket.socket, model_dir: str, supervisor: int | None = None) -> int:
-    """One worker: loads the model, and only then accepts connections."""
+class Supervisor:
+    """Keeps a front and the workers running. Ends with them on SIGTERM, when the front ends, and when workers cannot
+    start."""
+
+    def __init__(self, listener: socket.socket, channels: Sequence[Channel], settings: Settings) -> None:
+        self.listener, self.channels, self.settings = listener, channels, settings
+        self.workers: dict[int, Channel] = {}  # by process id
+        self.front = 0
+        self.stopping = False
+        self.signals = (signal.SIGTERM, signal.SIGINT)
+
+    def run(self) -> int:
+        """Returns the exit status."""
+        from settings import BAD_ARTIFACT
+
+        for number in self.signals:
+            signal.signal(number, self.stop)
+        signal.signal(signal.SIGALRM, lambda *_: self.kill(self.front))
+        supervisor = os.getpid()
+        self.front = self.start(lambda: run_front(self.listener, self.channels, self.settings, supervisor))
+        self.listener.close()  # the front's alone
+        for channel in self.channels:
+            self.start_worker(channel)
+        short_lives = 0
+        while True:
+            child, wait_status = os.wait()  # as the container's first process it also collects strangers' orphans
+            status = os.waitstatus_to_exitcode(wait_status)
+            if child == self.front:
+                self.kill(*self.workers)
+                return 0 if self.stopping and status >= 0 else max(status, 1)
+            if child not in self.workers or self.stopping:
+                continue
+            channel = self.workers.pop(child)
+            short_lives = 0 if channel.was_ready(child) else short_lives + 1
+            if status == BAD_ARTIFACT or short_lives > SHORT_LIVES * len(self.channels):
+                self.kill(self.front, *self.workers)
+                return max(status, 1)
+            log.error("a worker ended with status %d; starting another", status)
+            self.start_worker(channel)
+
+    def start_worker(self, channel: Channel) -> None:
+        supervisor = os.getpid()
+        self.workers[self.start(lambda: run_worker(channel, self.settings, supervisor))] = channel
+
+    def start(self, program: Callable[[], int]) -> int:
+        """A forked process. Forked before any library has threads, and by one that never has any."""
+        # Blocked, because a signal between the fork and the note of it would miss the child.
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
+        if (child := os.fork()) == 0:
+            for number in (*self.signals, signal.SIGALRM):
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
+            status = 1
+            try:
+                status = program()
+            except SystemExit as exit_:
+                status = exit_.code if isinstance(exit_.code, int) else 1
+            except BaseException:
+                log.exception("a process failed")
+            finally:
+                logging.shutdown()
+                os._exit(status)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
+        return child
+
+    def stop(self, *_: object) -> None:
+        """The front takes no more requests and ends when those at work are answered; then the workers may end."""
+        self.stopping = True
+        signal.alarm(DRAIN + 3)
+        with suppress(ProcessLookupError):
+            os.kill(self.front, signal.SIGTERM)
+
+    @staticmethod
+    def kill(*children: int) -> None:
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+
+def run_front(listener: socket.socket, channels: Sequence[Channel], settings: Settings, supervisor: int) -> int:
+    """Speaks HTTP, once a worker has loaded the model."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))  # until uvicorn takes it, and again when it has drained
-    started = time.perf_counter()
+    import uvicorn  # here, so that the supervisor stays small
+    import uvloop
 
-    import uvicorn  # here, so that the supervisor stays small and forks before any library has threads
-
-    from predictor import BadArtifact, Predictor
-    from server import Server, Settings
-
-    try:
-        settings = Settings.from_environment()
-        predictor = Predictor(model_dir, os.environ.get("PRECISION", "f32"))
-        if settings.model_version not in ("", predictor.model_version):
-            found = f"MODEL_VERSION is {settings.model_version}, the artifact's model_version {predictor.model_version}"
-            raise BadArtifact(f"{found}: the endpoint's model points to another artifact")
-    except (BadArtifact, ValueError) as error:
-        log.error("cannot serve: %s", error)
-        return BAD_ARTIFACT
-    drop_privileges(os.environ.get("RUN_AS", ""))
-    config = uvicorn.Config(
-        Server(predictor, settings),
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_level="warning",
-        timeout_keep_alive=75,  # callers keep idle connections for a minute: closing first would cost them a request
-        timeout_graceful_shutdown=DRAIN,
-    )
-    server = uvicorn.Server(config)
+    from pool import Pool
+    from privileges import drop_privileges
+    from server import Server
 
     async def run() -> None:
-        log.info("serving %s after %.2f s", predictor.model_version, time.perf_counter() - started)
-        watcher = asyncio.create_task(stop_without(supervisor, server)) if supervisor else None
+        pool = Pool(channels, settings)
+        await pool.ready.wait()
+        config = uvicorn.Config(
+            Server(pool),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            timeout_keep_alive=75,  # callers keep idle connections for a minute: closing first costs them a request
+            timeout_graceful_shutdown=DRAIN,
+        )
+        config.load()
+        server = uvicorn.Server(config)
+        drop_privileges(settings.run_as)
+        log.info("serving %s", pool.model["model_version"])
+        watcher = asyncio.create_task(stop_without(supervisor, server))
         await server.serve(sockets=[listener])
-        if watcher:
-            watcher.cancel()
+        watcher.cancel()
+        pool.close()
 
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
     return 0
 
 
-def drop_privileges(user: str) -> None:
-    """From root to `user`, for good. Called with the model in memory and before any request.
+def run_worker(channel: Channel, settings: Settings, supervisor: int) -> int:
+    """Decodes and infers."""
+    from worker import work  # here, so that the supervisor stays small
 
-    SageMaker wants containers that start as root: what it mounts under /opt/ml belongs to root.
-    """
-    if user and os.geteuid() == 0:
-        account = pwd.getpwnam(user)
-        os.setgroups([])
-        os.setgid(account.pw_gid)
-        os.setuid(account.pw_uid)
+    return work(channel, settings, supervisor)
 
 
 async def stop_without(supervisor: int, server: uvicorn.Server) -> None:
@@ -108,67 +181,6 @@ async def stop_without(supervisor: int, server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
-def supervise(worker: Callable[[], int], count: int) -> int:
-    """Keeps `count` forked processes at `worker`. Ends with them on SIGTERM, and when they cannot start."""
-    children: dict[int, float] = {}  # process id: when it started
-    stopping = False
-
-    def start() -> None:
-        # Blocked, because a signal between the fork and the note of it would miss the child.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        if stopping:
-            return
-        if (child := os.fork()) == 0:
-            for number in (*signals, signal.SIGALRM):
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-            status = 1
-            try:
-                status = worker()
-            except SystemExit as exit_:
-                status = exit_.code if isinstance(exit_.code, int) else 1
-            except BaseException:
-                log.exception("worker failed")
-            finally:
-                logging.shutdown()
-                os._exit(status)
-        children[child] = time.monotonic()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-
-    def stop(*_) -> None:
-        nonlocal stopping
-        stopping = True
-        signal.alarm(DRAIN + 3)
-        send(signal.SIGTERM)
-
-    def send(number: int) -> None:
-        for child in list(children):
-            with suppress(ProcessLookupError):
-                os.kill(child, number)
-
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
-        signal.signal(number, stop)
-    signal.signal(signal.SIGALRM, lambda *_: send(signal.SIGKILL))
-    for _ in range(count):
-        start()
-    outcome = short_lives = 0
-    while children:
-        child, wait_status = os.wait()  # as the container's first process it also collects strangers' orphans
-        began = children.pop(child, None)
-        if began is None or stopping:
-            continue
-        status = os.waitstatus_to_exitcode(wait_status)
-        short_lives = short_lives + 1 if time.monotonic() - began < 5 else 0
-        if status == BAD_ARTIFACT or short_lives > 3 * count:
-            outcome = status if status > 0 else 1
-            stop()
-            continue
-        log.error("a worker ended with status %d; starting another", status)
-        start()
-    return outcome
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python inference", description="Houndloop's serving container.")
     command = parser.add_subparsers(dest="command", required=True).add_parser(
@@ -176,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="serve the model of a directory over HTTP",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="Defaults come from the environment: MODEL_DIR, BIND_HOST, SAGEMAKER_BIND_TO_PORT, WORKERS. "
-        "Further variables: MODEL_VERSION, DEPLOYMENT, PRECISION (f32, bf16), QUEUE_SIZE (requests per worker), "
+        "Further variables: MODEL_VERSION, DEPLOYMENT, PRECISION (f32, bf16, int8), QUEUE_SIZE (requests per worker), "
         "REQUEST_TIMEOUT (seconds), MAX_PAYLOAD_BYTES, RUN_AS (the user that root becomes).",
     )
     environment = os.environ.get

@@ -1,7 +1,7 @@
 """The serving image as the benchmarks run it: `inference/`, observed, and misbehaving on command.
 
 An image here is a folder, so `local/observed:1` is this one where HOUNDLOOP_IMAGES names `benchmarks/`. Two variables
-of the model's environment: OBSERVED, a folder in which each worker notes when its requests began and ended (seconds of
+of the model's environment: OBSERVED, a folder in which each server notes when its requests began and ended (seconds of
 time.monotonic), and COMMAND, a file that says what is to happen to requests: `500 0.5` answers half of them with that
 status, `slow 2` delays each by two seconds; an empty or missing file leaves them alone.
 """
@@ -62,21 +62,21 @@ def observe(server: Any) -> None:
 
 
 def main() -> int:
-    """Runs `inference/` with every worker observed."""
+    """Runs `inference/`, observed."""
     sys.path.insert(0, str(INFERENCE))
     spec = importlib.util.spec_from_file_location("inference_command", INFERENCE / "__main__.py")
     assert spec is not None and spec.loader is not None
     inference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(inference)
-    work = inference.work
+    run_front = inference.run_front
 
-    def observed_work(*arguments: Any) -> int:
-        import server  # in the worker, after the fork, as `inference/` does
+    def observed_front(*arguments: Any) -> int:
+        import server  # in the front, after the fork, as `inference/` does
 
         observe(server)
-        return int(work(*arguments))
+        return int(run_front(*arguments))
 
-    inference.work = observed_work  # type: ignore[attr-defined]
+    inference.run_front = observed_front  # type: ignore[attr-defined]
     return int(inference.main())
 
 

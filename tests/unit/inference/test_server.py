@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import predictor
@@ -246,15 +247,19 @@ def test_sigterm_while_the_model_loads_ends_it(artifact):
     server.end()
 
 
-def children(pid: int) -> list[int]:
-    import psutil
+def front_and_workers(server: Running) -> tuple[psutil.Process, list[psutil.Process]]:
+    """The process that listens, and the others below the supervisor."""
+    children = psutil.Process(server.process.pid).children()
+    fronts = [child for child in children if child.net_connections("tcp")]
+    assert len(fronts) == 1
+    return fronts[0], [child for child in children if child != fronts[0]]
 
-    return [child.pid for child in psutil.Process(pid).children()]
+
+def workers_of(server: Running) -> set[int]:
+    return {worker.pid for worker in front_and_workers(server)[1]}
 
 
 def alive(pid: int) -> bool:
-    import psutil
-
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
@@ -267,26 +272,72 @@ def until(condition, seconds: float = 10) -> bool:
     return False
 
 
-def test_a_worker_that_dies_is_put_back(artifact):
+def test_a_worker_that_dies_is_put_back_and_nobody_notices(artifact):
     with running(artifact, WORKERS="2") as server:
-        first = children(server.process.pid)
+        first = workers_of(server)
         assert len(first) == 2
-        os.kill(first[0], signal.SIGKILL)
-        assert until(lambda: len(set(children(server.process.pid)) - set(first)) == 1)
+        for worker in first:  # all of them: what comes now waits for the new ones
+            os.kill(worker, signal.SIGKILL)
         assert call(server.port, body=RED)[0] == 200
+        assert until(lambda: len(workers_of(server) - first) == 2)
 
 
-def test_workers_do_not_outlive_their_supervisor(artifact):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_ping_is_false_while_no_worker_can_answer(artifact, number):
+    """Until another is there for the one that died, or that hangs."""
+    with running(artifact, REQUEST_TIMEOUT="1") as server, ThreadPoolExecutor(1) as client:
+        os.kill(*workers_of(server), number)
+        client.submit(call, server.port, body=RED)
+        assert until(lambda: call(server.port, "/ping")[0] == 503)
+        assert until(lambda: call(server.port, "/ping")[0] == 200)
+
+
+def test_a_request_that_kills_its_worker_costs_that_request_only(artifact):
+    """GIVEN one worker and a queue WHEN the request at work kills it THEN the others are answered by the next one."""
+    with running(artifact, slow=0.3) as server, ThreadPoolExecutor(5) as clients:
+        deadly = clients.submit(call, server.port, "/invocations", RED * 4)  # at work for a second
+        time.sleep(0.3)
+        others = [clients.submit(call, server.port, "/invocations", RED + BLUE) for _ in range(4)]
+        time.sleep(0.2)
+        os.kill(*workers_of(server), signal.SIGKILL)
+        status, answer = deadly.result()
+        assert (status, answer["error"]["code"]) == (500, "WorkerDied")
+        assert [other.result()[0] for other in others] == [200] * 4
+
+
+def test_a_worker_that_hangs_is_replaced(artifact):
+    with running(artifact, REQUEST_TIMEOUT="0.5") as server:
+        first = workers_of(server)
+        os.kill(*first, signal.SIGSTOP)
+        status, answer = call(server.port, body=RED)
+        assert (status, answer["error"]["code"]) == (429, "DeadlineExceeded")
+        assert until(lambda: call(server.port, body=RED)[0] == 200)
+        assert workers_of(server).isdisjoint(first)
+
+
+def test_a_worker_that_cannot_start_again_ends_the_server(tmp_path):
+    make_artifact(tmp_path)
+    with running(tmp_path) as server:
+        (tmp_path / "model.xml").unlink()
+        os.kill(*workers_of(server), signal.SIGKILL)
+        assert server.process.wait(timeout=15) == 78
+
+
+def test_nothing_outlives_the_supervisor(artifact):
     with running(artifact, WORKERS="2") as server:
-        workers = children(server.process.pid)
+        family = [child.pid for child in psutil.Process(server.process.pid).children()]
+        assert len(family) == 3
         server.process.kill()
         server.process.wait()
-        assert until(lambda: not any(map(alive, workers)))
+        assert until(lambda: not any(map(alive, family)))
 
 
-def test_one_worker_is_one_process_without_supervisor(artifact):
-    with running(artifact, WORKERS="1") as server:
-        assert children(server.process.pid) == []
+def test_a_front_that_dies_ends_the_server(artifact):
+    with running(artifact, WORKERS="2") as server:
+        front, workers = front_and_workers(server)
+        front.kill()
+        assert server.process.wait(timeout=10) == 1
+        assert until(lambda: not any(alive(worker.pid) for worker in workers))
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -320,19 +371,18 @@ def test_a_taken_port_is_one_clear_sentence(artifact):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_root_becomes_the_unprivileged_user_before_it_serves(tmp_path):
     """The model directory belongs to root, as on SageMaker; requests are not served as root."""
-    import psutil
-
     make_artifact(tmp_path).chmod(0o700)
     with running(tmp_path, RUN_AS="nobody") as server:
-        assert psutil.Process(server.process.pid).username() == "nobody"
+        front, workers = front_and_workers(server)
+        assert [process.username() for process in (front, *workers)] == ["nobody", "nobody"]
         assert call(server.port, body=RED)[0] == 200
+        os.kill(workers[0].pid, signal.SIGKILL)
+        assert call(server.port, body=RED)[0] == 200, "the next one could read the model, too"
 
 
 def test_memory_is_flat_over_many_requests(artifact):
-    import psutil
-
     with running(artifact) as server:
-        process = psutil.Process(server.process.pid)
+        processes = psutil.Process(server.process.pid).children()
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
         data = encode(picture(300, 200), "JPEG")
 
@@ -341,7 +391,7 @@ def test_memory_is_flat_over_many_requests(artifact):
                 body, kind = ((RED * 4, CROPS), (data, "image/jpeg"), (data[:500], "image/jpeg"))[index % 3]
                 connection.request("POST", "/invocations", body, {"Content-Type": kind})
                 connection.getresponse().read()
-            return process.memory_info().rss
+            return sum(process.memory_info().rss for process in processes)
 
         warm = rounds(600)
         assert rounds(1500) - warm < 6_000_000
