@@ -10,7 +10,7 @@ for ResNet-18, because its time does not depend on their values. In each round e
 busy moment of the machine meets all of them:
 
 - Houndloop: prepare.py and train.py as the jobs run them, each a fresh process. Times are of whole processes, from
-  start-up to exported model, and prepare.py's time is counted with each training.
+  start-up to the exported float32 model (not quantised), and prepare.py's time is counted with each training.
 - classic: benchmarks/classic.py, and timm: benchmarks/timm_script.py. Their epochs are dealt out to the rounds; their
   time is one start-up and as many times the median epoch as were asked for. All epochs are really run unless
   --peer-epochs says fewer; then the table says so.
@@ -123,6 +123,7 @@ class Workplace:
             words = ["--training", "prepared", "--weights", "weights", "--unfreeze", unfreeze]
             words += ["--epochs", str(epochs), "--patience", "1000", "--batch-size", str(BATCH_SIZE)]
             words += ["--image-size", str(IMAGE_SIZE), "--lr", "0.003", "--profile", str(profile).lower()]
+            words += ["--int8", "false"]  # quantising is for serving, and nobody else here exports at all
             words += ["--model-dir", f"{job}/model", "--checkpoint-dir", f"{job}/checkpoints"]
             words += ["--output-dir", str(self.folder / "output")]
             return self.run(str(TRAINING / "train.py"), *words, expect=f"epoch={epochs};")  # not ended before

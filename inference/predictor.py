@@ -6,38 +6,69 @@ OpenVINO runs the exported model on one thread; whoever wants more cores starts 
 from __future__ import annotations
 
 import json
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 
-from preprocessing import Preprocess
+# OpenVINO reports over the network that it was imported; without this package it has nothing to do so with.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+import openvino as ov  # noqa: E402
 
-PRECISIONS = ("f32", "bf16")
+from preprocessing import Preprocess  # noqa: E402
+
+PRECISIONS = ("f32", "bf16", "int8")  # the most exact first
+BATCH = 4  # pictures of a request that are answered together, where that changes no answer
 FILES = ("model.xml", "model.bin", "classes.json", "preprocess.json", "model_card.json")
+
+
+@cache
+def core() -> ov.Core:
+    """The process's only one.
+
+    On processors with AMX each gives the thread an alternate signal stack, and puts back the one it found when it goes.
+    Where two go in the order they came in, the second puts back one that is freed: the next signal ends the process.
+    """
+    return ov.Core()
 
 
 class BadArtifact(Exception):
     """The model directory is incomplete, damaged, or its parts do not belong together."""
 
 
+def obstacle(model_dir: Path, precision: str) -> str:
+    """What speaks against serving the model of `model_dir` in `precision` on this machine; empty where nothing does.
+
+    Without int8's files it is impossible. A processor without bf16 answers all the same, from float32 or slower.
+    """
+    if precision == "int8" and not all((model_dir / name).is_file() for name in ("int8/model.xml", "int8/model.bin")):
+        return "the artifact has no int8/model.xml with model.bin: it was exported without int8"
+    if precision == "bf16" and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "this processor does not compute in bf16"
+    return ""
+
+
 class Predictor:
     """The model of `model_dir`. BadArtifact with the reason when it cannot serve. Not for two threads at once."""
 
     def __init__(self, model_dir: str | Path, precision: str = "f32") -> None:
-        """`precision`: what OpenVINO may compute in, `f32` or `bf16`."""
+        """`precision`: `f32`, `bf16` (what OpenVINO may compute in) or `int8` (the quantised model)."""
         if precision not in PRECISIONS:
-            raise ValueError(f"precision is {precision!r}; it must be {' or '.join(PRECISIONS)}")
+            raise ValueError(f"precision is {precision!r}; it must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
         self.model_dir = Path(model_dir)
         missing = [name for name in FILES if not (self.model_dir / name).is_file()]
         if missing:
             raise BadArtifact(f"{self.model_dir} lacks {', '.join(missing)}: is it an unpacked model.tar.gz?")
+        if precision == "int8" and (reason := obstacle(self.model_dir, precision)):
+            raise BadArtifact(f"{self.model_dir}: {reason}; serve it in f32 or bf16, or export it again")
+        self.precision = precision
         self.classes: list[str] = self._classes()
         self.preprocess: Preprocess = self._preprocess()
         self.card: dict[str, Any] = self._json("model_card.json", dict)
         self.model_version: str = self._model_version()
-        self._request = self._compile(precision).create_infer_request()
+        self._requests = self._compile()
         self._check_answers()
 
     def predict(self, images: np.ndarray) -> np.ndarray:
@@ -47,10 +78,12 @@ class Predictor:
             raise ValueError(f"images are {images.dtype} {images.shape}; the model takes uint8 [N, {size}, {size}, 3]")
         images = np.ascontiguousarray(images)
         probabilities = np.empty((len(images), len(self.classes)), np.float32)
-        for index in range(len(images)):
-            # One by one: on one thread a batch gains a tenth at most, and each new batch size would be compiled anew.
-            self._request.infer([images[index : index + 1]], share_inputs=True)
-            probabilities[index] = self._request.get_output_tensor().data[0]
+        begin = 0
+        for count, request in self._requests.items():
+            while len(images) - begin >= count:
+                request.infer([images[begin : begin + count]], share_inputs=True)
+                probabilities[begin : begin + count] = request.get_output_tensor().data
+                begin += count
         return probabilities
 
     def top(self, probabilities: np.ndarray, k: int = 5) -> list[list[dict[str, Any]]]:
@@ -90,41 +123,54 @@ class Predictor:
             raise BadArtifact(f"model_card.json must name the model_version; found {version!r}")
         return version
 
-    def _compile(self, precision: str) -> ov.CompiledModel:
-        core = ov.Core()
+    def _compile(self) -> dict[int, ov.InferRequest]:
+        """The model for each number of pictures at a time, the largest first."""
+        name = "int8/model.xml" if self.precision == "int8" else "model.xml"
         try:
-            model = core.read_model(self.model_dir / "model.xml")  # model.bin is memory-mapped: processes share it
+            model = core().read_model(self.model_dir / name)  # model.bin is memory-mapped: processes share it
         except RuntimeError as error:
-            raise BadArtifact(f"model.xml with model.bin cannot be read: {str(error).strip()}") from error
+            raise BadArtifact(f"{name} with model.bin cannot be read: {str(error).strip()}") from error
         if len(model.inputs) != 1 or len(model.outputs) != 1:
             found = f"{len(model.inputs)} inputs and {len(model.outputs)} outputs"
-            raise BadArtifact(f"model.xml must have one input and one output; it has {found}")
+            raise BadArtifact(f"{name} must have one input and one output; it has {found}")
         size, width = self.preprocess.size, len(self.classes)
         image, answer = model.input(), model.output()
         if image.element_type != ov.Type.u8 or not _is(image.partial_shape, (None, size, size, 3)):
             found = f"{image.element_type.get_type_name()} {image.partial_shape}"
-            raise BadArtifact(f"model.xml takes {found}; preprocess.json makes u8 [N,{size},{size},3]")
+            raise BadArtifact(f"{name} takes {found}; preprocess.json makes u8 [N,{size},{size},3]")
         if answer.element_type != ov.Type.f32 or not _is(answer.partial_shape, (None, width)):
             found = f"{answer.element_type.get_type_name()} {answer.partial_shape}"
-            raise BadArtifact(f"model.xml answers {found}; classes.json has {width} classes, so f32 [N,{width}]")
-        model.reshape([1, size, size, 3])
+            raise BadArtifact(f"{name} answers {found}; classes.json has {width} classes, so f32 [N,{width}]")
         settings = {
             "INFERENCE_NUM_THREADS": 1,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # pinned, two processes would share one core
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
         }
+        requests = {}
         try:
-            return core.compile_model(model, "CPU", settings)
+            for count in (BATCH, 1):  # any other number would be compiled when it comes
+                model.reshape([count, size, size, 3])
+                requests[count] = core().compile_model(model, "CPU", settings).create_infer_request()
+            return requests
         except RuntimeError as error:
-            raise BadArtifact(f"model.xml cannot be compiled for this processor: {str(error).strip()}") from error
+            raise BadArtifact(f"{name} cannot be compiled for this processor: {str(error).strip()}") from error
 
     def _check_answers(self) -> None:
-        """One answer before the first request: damaged weights show as numbers that are no probabilities."""
+        """Some answers before the first request: damaged weights show as numbers that are no probabilities.
+
+        And an answer must not depend on what comes with a picture. Kernels for several pictures may round otherwise on
+        some processor; they are not used there.
+        """
         size = self.preprocess.size
-        row = self.predict(np.full((1, size, size, 3), 127, np.uint8))[0]
+        noise = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), np.uint8)
+        together = self.predict(noise)
+        row = together[0]
         if not (np.isfinite(row).all() and (row >= 0).all() and abs(float(row.sum()) - 1) < 1e-2):
-            raise BadArtifact(f"the model answers no probabilities to a grey picture: {row[:5].tolist()} …")
+            raise BadArtifact(f"the model answers no probabilities to a picture of noise: {row[:5].tolist()} …")
+        alone = np.concatenate([self.predict(one[None]) for one in noise])
+        if not np.array_equal(alone, together):
+            del self._requests[BATCH]
 
 
 def _is(shape: ov.PartialShape, expected: tuple[int | None, ...]) -> bool:

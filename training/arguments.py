@@ -79,6 +79,7 @@ def parse_arguments(arguments: list[str] | None = None, description: str | None 
     add("--precision", type=one_of("auto", "float32"), default="auto", help="auto: 16 bits where they are fast")
     add("--loader-workers", type=number(int, 1, 64), default=2, help="threads that read and augment ahead")
     add("--export", type=one_of("true", "false"), default="true", help="false: a trial, only the metrics count")
+    add("--int8", type=one_of("true", "false"), default="true", help="export the model quantised to int8 as well")
     add("--profile", type=one_of("true", "false"), default="false", help="hook, sampler, rules and report")
     add("--run-uri", type=text, default="", help="s3://… where findings.json and report.html are put")
     add("--model-version", type=text, default="unversioned")

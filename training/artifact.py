@@ -16,6 +16,10 @@ PREPROCESS = "preprocess.json"
 CARD = "model_card.json"
 FILES = (WEIGHTS, SERVING, "model.bin", CLASSES, PREPROCESS, CARD)
 
+# What older artifacts lack
+INT8 = "int8/model.xml"  # the IR quantised, with model.bin beside it
+REFERENCE = "reference.npz"  # what torch in float32 answers to the pictures of the test split
+
 
 def model_card(
     *, model_version: str, dataset_hash: str, weights: str, champion: str, hyperparameters: dict, metrics: dict,
@@ -27,10 +31,10 @@ def model_card(
     with. Both may be empty.
     """
     versions = {"python": platform.python_version()}
-    for package in ("torch", "torchvision", "openvino", "pillow", "numpy", "smdebug"):
+    for package in ("torch", "torchvision", "openvino", "nncf", "pillow", "numpy", "smdebug"):
         try:
             versions[package] = version(package)
-        except PackageNotFoundError:  # smdebug is in the source archive, and not needed by tuning trials
+        except PackageNotFoundError:  # neither smdebug nor nncf is needed by all trainings
             continue
     return {
         "model_version": model_version,

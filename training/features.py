@@ -25,7 +25,7 @@ from torch import nn
 
 import data
 import model as models
-from convert import EXAMPLES, to_openvino
+from convert import EXAMPLES, core, to_openvino
 from precision import half
 from prepare import code_version, cores
 from sources import seeded
@@ -225,7 +225,7 @@ def with_openvino(backbone: Backbone, size: int, device: torch.device) -> Comput
     examples = torch.zeros(EXAMPLES, size, size, 3, dtype=torch.uint8), torch.ones(2, EXAMPLES)
     inputs = [([BATCH, size, size, 3], ov.Type.u8), ([2, BATCH], ov.Type.f32)]
     converted = to_openvino(backbone, examples, inputs)
-    compiled = ov.compile_model(converted, "CPU", {
+    compiled = core().compile_model(converted, "CPU", {
         "INFERENCE_PRECISION_HINT": "bf16" if backbone.dtype == torch.bfloat16 else "f32",
         "NUM_STREAMS": cores(), "INFERENCE_NUM_THREADS": cores(), "ENABLE_CPU_PINNING": False,
     })  # fmt: skip

@@ -234,14 +234,21 @@ def write_artifact(
     folder.mkdir(parents=True, exist_ok=True)
     exported: dict[str, Any] = {}
     if usable and options.export == "true":
-        from export import export  # needs openvino, which takes its time
+        from export import calibration, export, quantise, write_reference  # need openvino, which takes its time
 
         model: Any = begin.trained
         if options.unfreeze == "none":
             model = models.build(len(prepared.classes), begin.weights).eval()
             model.fc = begin.trained
         torch.save({name: value.cpu() for name, value in model.state_dict().items()}, folder / artifact.WEIGHTS)
-        exported = export(model, prepared.preprocess, prepared.validation.images[:16], folder)
+        write_reference(model, prepared.preprocess, prepared.test, next(begin.trained.parameters()).device, folder)
+        crops = prepared.validation.images[:16]
+        exported = {**export(model, prepared.preprocess, crops, folder)}
+        if options.int8 == "true":
+            try:
+                exported["int8"] = quantise(folder, calibration(prepared, options.seed), crops)
+            except Exception as error:  # NNCF is not installed, or fails: the model can be served all the same
+                print(f"int8: not exported ({type(error).__name__}: {error})", flush=True)
         artifact.write_json(folder / artifact.CLASSES, prepared.classes)
         (folder / artifact.PREPROCESS).write_text(prepared.preprocess.to_json())
         print(f"model: {folder}", flush=True)

@@ -78,10 +78,12 @@ def judge(evaluation: dict[str, Any], findings: dict[str, Any], thresholds: Thre
                     f"under the floor of {thresholds.new_class_floor:.0%}"
                 )
     promote = not against
+    precision = evaluation["precision"]
     return {
         "promote": promote,
-        "sentence": "; ".join(against) if against else _why_promoted(challenger, change, evaluation),
+        "sentence": "; ".join(against or [_why_promoted(challenger, change, evaluation), precision["reason"]]),
         "accuracy": challenger["accuracy"],
+        "precision": precision["chosen"],
         "champion_accuracy": (evaluation.get("champion") or {}).get("accuracy"),
         "change_on_common_classes": change,
         "per_class": challenger["per_class"],

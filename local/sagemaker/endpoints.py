@@ -156,6 +156,11 @@ class Endpoints:
                     f'old one "{blue.config_name}".'
                 )
             self._check_deployment(deployment, plans)
+        if any(plan.serverless for plan in plans) and not any(variant.plan.serverless for variant in blue.variants):
+            # https://docs.aws.amazon.com/sagemaker/latest/dg/serverless-endpoints.html, feature exclusions
+            raise ValidationException(
+                f'Endpoint "{endpoint["_arn"]}" is instance-based and cannot be converted to a serverless endpoint.'
+            )
         self._check_quota(plans)
         endpoint["LastDeploymentConfig"] = deployment or rollout.default_deployment()
         endpoint["EndpointStatus"] = "Updating"

@@ -54,12 +54,14 @@ async def call(service: str, action: str, request: dict) -> dict:
     return found
 
 
-def denied(headers: dict, query: dict, action: str, resource: str) -> bool:
-    """Whether IAM is enforced and does not let the caller do this."""
+def denied(headers: dict, query: dict, action: str, resource: str, context: dict[str, str] | None = None) -> bool:
+    """Whether IAM is enforced and does not let the caller do this; conditions may ask about `context`."""
     if not app.AUTH:
         return False
     access_key, service = router.extract_access_key_id(headers, query), action.partition(":")[0]
-    answer = iam_evaluator.enforce(access_key, action, service, get_region(), resource_arn=resource)
+    answer = iam_evaluator.enforce(
+        access_key, action, service, get_region(), resource_arn=resource, service_context=context
+    )
     return isinstance(answer, iam_evaluator.EvalResult)
 
 
@@ -119,7 +121,10 @@ def guarded(sagemaker: Handler) -> Handler:
         problem = ""
         if targets and action == "UpdateEndpoint":
             problem = await _update_problem(targets, request)
-        elif any(denied(headers, query, f"{SERVICE}:DeregisterScalableTarget", target["_arn"]) for target in targets):
+        elif any(
+            denied(headers, query, f"{SERVICE}:DeregisterScalableTarget", target["_arn"], condition_keys(target))
+            for target in targets
+        ):
             problem = (
                 "An Application AutoScaling scalable target exists for a variant being deleted, and the IAM identity "
                 f"used to invoke DeleteEndpoint does not have {SERVICE}:DeregisterScalableTarget permission to "
@@ -263,7 +268,8 @@ def install() -> None:
     namespaces = expect("autoscaling", iam_actions, "SERVICE_TO_IAM_NAMESPACE", kind=dict)
     resources = expect("autoscaling", provisioners, "_RESOURCE_HANDLERS", kind=dict)
     known = expect("autoscaling", iam_actions, "extract_resource_arn", "service", "method", "path", "headers", "body")
-    expect("autoscaling", iam_evaluator, "enforce", "access_key_id", "iam_action", "service", "region", "resource_arn")
+    enforced = ("access_key_id", "iam_action", "service", "region", "resource_arn", "service_context")
+    expect("autoscaling", iam_evaluator, "enforce", *enforced)
     expect("autoscaling", router, "extract_access_key_id", "headers", "query_params")
     tags = expect("autoscaling", iam_actions, "request_tag_context", "service", "iam_action", "body", "params")
     dispatch = expect("autoscaling", cloudwatch, "_dispatch_alarm_actions", "alarm", "old_state", "new_state", "reason")

@@ -96,7 +96,11 @@ def judge(alarm: dict, points: list[tuple[float, float | None]]) -> str | None:
         return "OK"
     if treatment == "ignore":
         return None
-    return "ALARM" if present else "INSUFFICIENT_DATA"
+    if not present:
+        return "INSUFFICIENT_DATA"
+    # Too little data, and all of it breaches: not before the oldest point is as old as so many data points would be.
+    oldest = max(age for age, (_, value) in enumerate(points, start=1) if value is not None)
+    return "ALARM" if oldest >= needed else None
 
 
 def reason(alarm: dict, state: str, points: list[tuple[float, float | None]]) -> str:

@@ -92,6 +92,17 @@ def test_a_dropped_picture_is_classified_and_found_by_every_query(demo, folder):
     json.loads(aws(QUERIES[4], folder))
 
 
+def test_the_endpoint_is_asked_and_its_answer_shown(demo, folder):
+    ask, show = (next(block for block in BLOCKS if word in block) for word in ("invoke-endpoint", "show.py"))
+    (folder / "tools").symlink_to(template.ROOT / "tools")
+    aws(ask, folder)
+    best = json.loads((folder / "answer.json").read_text())["predictions"][0]["classes"][0]
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (folder / "ask.py").write_text(code)
+    assert aws("python ask.py", folder).strip() == str(best)
+    assert best["class"] in aws(show, folder) and (folder / "dog-labelled.png").stat().st_size > 0
+
+
 def test_the_live_model_and_its_history_can_be_asked_for(demo, folder):
     answers = aws(QUERIES[5], folder)
     champion, deployments = (json.loads(part) for part in answers.replace("}\n{", "}\0{").split("\0"))
@@ -129,7 +140,7 @@ def test_every_make_target_that_is_named_exists():
 def test_every_parameter_that_is_named_exists():
     parameters = template.template()["Parameters"]
     named = set(re.findall(r"`([A-Z][a-z]+[A-Z][A-Za-z]+)(?:=[^`]*)?`", README))
-    outside = {"StartRetraining", "RunId"}
+    outside = {"StartRetraining", "RunId", "InferenceAmiVersion"}
     assert named - outside <= parameters.keys(), named - outside - parameters.keys()
 
 

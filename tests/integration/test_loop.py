@@ -29,6 +29,9 @@ PARAMETERS = {
     "LearningRateMin": "0.001",
     "LearningRateMax": "0.003",
     "GateMargin": "0.3",  # of a handful of test pictures
+    "EndpointInstanceCount": "1",
+    "EndpointMaxInstanceCount": "2",
+    "EndpointTargetInvocations": "100000",  # more than these tests send: what scales is what a test scales
 }
 
 
@@ -66,6 +69,21 @@ class Loop:
 
     def champion(self) -> dict[str, Any] | None:
         return self.state.get_item(Key={"pk": "champion", "sk": "champion"}, ConsistentRead=True).get("Item")
+
+    def scaling(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The scalable target of the endpoint and its policy."""
+        client = self.client("application-autoscaling")
+        (target,) = client.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+        (policy,) = client.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+        return target, policy
+
+    def instances(self) -> int:
+        """How many the endpoint has, once it is not being changed."""
+        client = self.client("sagemaker")
+        until(lambda: client.describe_endpoint(EndpointName="houndloop")["EndpointStatus"] == "InService", 60)
+        (variant,) = client.describe_endpoint(EndpointName="houndloop")["ProductionVariants"]
+        assert variant["CurrentInstanceCount"] == variant["DesiredInstanceCount"]
+        return variant["CurrentInstanceCount"]
 
     def locked(self) -> bool:
         return "Item" in self.state.get_item(Key={"pk": "lock", "sk": "lock"}, ConsistentRead=True)
@@ -169,6 +187,29 @@ def test_the_run_leaves_its_documents(loop: Loop):
     assert b"http://" not in read("report.html")[:2000]
 
 
+def test_the_model_is_served_in_the_precision_that_the_evaluation_chose(loop: Loop):
+    version = loop.champion()["model_version"]
+    key = f"runs/{version}/evaluation/model_card.json"
+    card = json.loads(loop.s3.get_object(Bucket=loop.outputs["ArtifactBucketName"], Key=key)["Body"].read())
+    serving = card["serving"]
+    assert {"f32", "int8"} <= serving["measured"].keys() and serving["reference"] == "torch"
+    assert card["model_version"] == version and loop.champion()["precision"] == serving["chosen"]
+    model = loop.client("sagemaker").describe_model(ModelName=f"houndloop-{version}")
+    assert model["PrimaryContainer"]["Environment"]["PRECISION"] == serving["chosen"]
+
+
+def test_the_endpoint_scales_once_it_is_in_service(loop: Loop):
+    target, policy = loop.scaling()
+    assert target["ResourceId"] == policy["ResourceId"] == "endpoint/houndloop/variant/AllTraffic"
+    assert (target["MinCapacity"], target["MaxCapacity"]) == (1, 2) and len(policy["Alarms"]) == 2
+    assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 100_000
+    assert loop.instances() == 1
+    two = {"VariantName": "AllTraffic", "DesiredInstanceCount": 2}  # as the service does when an alarm asks for it
+    sagemaker = loop.client("sagemaker")
+    sagemaker.update_endpoint_weights_and_capacities(EndpointName="houndloop", DesiredWeightsAndCapacities=[two])
+    assert loop.instances() == 2
+
+
 def test_a_new_class_is_learnt_and_no_request_fails_meanwhile(loop: Loop):
     stop, sent, failures = threading.Event(), [], []
     runtime = loop.client("sagemaker-runtime")
@@ -199,6 +240,19 @@ def test_a_new_class_is_learnt_and_no_request_fails_meanwhile(loop: Loop):
     loop.drop("blue.jpg", next(pictures.coloured("blue", 1, seed=5)))
     until(lambda: loop.row("blue.jpg").get("status") == "CLASSIFIED", 60)
     assert loop.row("blue.jpg")["label"] == "blue"
+
+
+def test_the_update_kept_the_scaling_and_what_the_endpoint_had_scaled_to(loop: Loop):
+    """With two instances there was a canary, whatever number was configured."""
+    assert loop.instances() == 2
+    target, policy = loop.scaling()
+    assert (
+        target["CreationTime"]
+        < loop.sfn.describe_execution(executionArn=loop.executions()[0]["executionArn"])["startDate"]
+    ), "it was kept, not made anew"
+    assert policy["PolicyName"] == "houndloop" and len(policy["Alarms"]) == 2
+    last = loop.client("sagemaker").describe_endpoint(EndpointName="houndloop")["LastDeploymentConfig"]
+    assert last["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]["Type"] == "CANARY"
 
 
 def test_it_started_from_what_the_first_run_left(loop: Loop):
@@ -251,6 +305,7 @@ def test_a_deployment_that_trips_an_alarm_is_rolled_back_and_recorded_as_that(lo
     loop.drop("after.jpg", next(pictures.coloured("green", 1, seed=6)))
     until(lambda: loop.row("after.jpg").get("status") == "CLASSIFIED", 60)
     assert loop.row("after.jpg")["deployment"] == 2
+    assert loop.scaling()[0]["MaxCapacity"] == loop.instances() == 2
 
 
 def test_a_second_run_cannot_start_beside_the_first_and_an_aborted_one_leaves_nothing(loop: Loop):
@@ -274,6 +329,8 @@ def test_the_stack_is_deleted_with_all_that_it_made(loop: Loop):
     assert delete_stack.delete("houndloop", ask=None) == 0
     sagemaker = loop.client("sagemaker")
     assert sagemaker.list_endpoints()["Endpoints"] == [] and sagemaker.list_models()["Models"] == []
+    targets = loop.client("application-autoscaling").describe_scalable_targets(ServiceNamespace="sagemaker")
+    assert targets["ScalableTargets"] == []
     left = {bucket["Name"] for bucket in loop.s3.list_buckets()["Buckets"]}
     assert not left & {loop.outputs["DataBucketName"], loop.outputs["ArtifactBucketName"]}
     assert delete_stack.delete("houndloop", ask=None) == 1

@@ -7,18 +7,22 @@ would have been called with, and by an answer. Tables, topic and bucket are real
 import itertools
 import json
 import re
+import textwrap
+from collections.abc import Collection
 from typing import Any
+from unittest.mock import ANY
 
 import boto3
 import pytest
 
 from local.emulator import Emulator
 from tests.makers import template
+from tests.makers.sagemaker import BUCKET, SERVER, World
 from tests.makers.waiting import wait_for
 
 DEFINITION = (template.ROOT / "statemachine" / "retrain.asl.json").read_text()
 ARTIFACTS = "houndloop-artifacts"
-REPLACED = ("lambda:", "sagemaker:", "codebuild:", "aws-sdk:sagemaker:")
+REPLACED = ("lambda:", "sagemaker:", "codebuild:", "aws-sdk:sagemaker:", "aws-sdk:applicationautoscaling:")
 CHAMPION = {
     "pk": {"S": "champion"},
     "sk": {"S": "champion"},
@@ -35,12 +39,16 @@ ANSWERS = {
     "ReadTuning": "{'BestTrainingJob': {'TunedHyperParameters': {'lr': '0.001', 'batch-size': '32', 'epochs': '5'}}}",
     "DescribeTraining": "{'TrainingJobStatus': 'Completed', "
     "'ModelArtifacts': {'S3ModelArtifacts': 's3://' & $trainingJob & '/model.tar.gz'}}",
-    "Judge": "{'Payload': {'promote': true, 'sentence': 'better', 'accuracy': 0.9, 'preprocess': '{}'}}",
+    "Judge": "{'Payload': {'promote': true, 'sentence': 'better', 'accuracy': 0.9, 'preprocess': '{}', "
+    "'precision': 'int8'}}",
     "Register": "{'ModelPackageArn': 'arn'}",
     "FindEndpoint": "{'Endpoints': []}",
+    "FindScaling": "{'ScalableTargets': []}",
     "DescribeEndpoint": "{'EndpointStatus': 'InService', 'EndpointConfigName': 'loop-' & $runId}",
     "Replay": "{'Payload': {'next': null}}",
 }
+
+SERVERLESS = {"EndpointMode": "serverless", "ServerlessMemoryMB": "2048", "ServerlessMaxConcurrency": "5"}
 
 SECOND_FAILS = "$first = null ? 'Completed' : 'Failed'"
 
@@ -65,10 +73,10 @@ def found(first: dict, second: dict | None = None) -> dict[str, str]:
     return {"ReadFindings": f"{{'Body': $first = null ? {one} : {two}}}"}
 
 
-def with_answers(answers: dict[str, str], substitutions: dict[str, str]) -> str:
+def with_answers(answers: dict[str, str], substitutions: dict[str, str], real: Collection[str]) -> str:
     definition = json.loads(re.sub(r"\$\{(\w+)\}", lambda match: substitutions.get(match[1], match[1]), DEFINITION))
     for name, state in definition["States"].items():
-        if state["Type"] != "Task" or name not in answers and not called(state).startswith(REPLACED):
+        if state["Type"] != "Task" or name in real or name not in answers and not called(state).startswith(REPLACED):
             continue
         text = json.dumps({"Assign": state.get("Assign", {}), "Output": {"arguments": state["Arguments"]}})
         answer = json.dumps(f"({answers.get(name, '{}')})")[1:-1]
@@ -101,24 +109,33 @@ class Workflow:
         self.s3.create_bucket(Bucket=ARTIFACTS)
         self.topic = client("sns").create_topic(Name="topic")["TopicArn"]
         iam = client("iam")
-        allow = {"Effect": "Allow", "Action": ["dynamodb:*", "s3:*", "sns:*"], "Resource": "*"}
+        services = ("dynamodb", "s3", "sns", "sagemaker", "application-autoscaling", "cloudwatch")
+        actions = [*(f"{service}:*" for service in services), "iam:PassRole"]
+        allow = {"Effect": "Allow", "Action": actions, "Resource": "*"}
         trust = {"Effect": "Allow", "Principal": {"Service": "states.amazonaws.com"}, "Action": "sts:AssumeRole"}
         document = lambda statement: json.dumps({"Version": "2012-10-17", "Statement": [statement]})  # noqa: E731
         self.role = iam.create_role(RoleName=self.name, AssumeRolePolicyDocument=document(trust))["Role"]["Arn"]
         iam.put_role_policy(RoleName=self.name, PolicyName="all", PolicyDocument=document(allow))
 
-    def run(self, answers: dict[str, str], **substitutions: str) -> dict[str, Any]:
-        """An execution to its end: states with their outputs, in order, and how the run was recorded."""
+    def run(
+        self, answers: dict[str, str], real: Collection[str] = (), status: str = "SUCCEEDED", **substitutions: str
+    ) -> dict[str, Any]:
+        """An execution to its end: states with their outputs, in order, and how the run was recorded.
+
+        `real` names states that do call what they call.
+        """
         values = {
             "Name": "loop", "LoopStateTable": self.name, "Topic": self.topic, "ArtifactBucket": ARTIFACTS,
             "ImageSize": "32", "Unfreeze": "all", "Seed": "0", "PollSeconds": "0", "BakingSeconds": "1",
-            "EndpointInstanceCount": "2", "ProbeSeconds": "1", "JobMaxSeconds": "60", "TuningJobs": "2",
-            "TuningParallelJobs": "1", "BatchSizes": "16,32", "UseSpotTraining": "false", "ManagedDebugger": "false",
+            "EndpointInstanceCount": "2", "EndpointMaxInstanceCount": "2", "ProbeSeconds": "1",
+            "JobMaxSeconds": "60", "TuningJobs": "2", "TuningParallelJobs": "1", "BatchSizes": "16,32",
+            "UseSpotTraining": "false", "ManagedDebugger": "false",
             "TrainingInstanceType": "ml.c5.xlarge", "FollowInstanceTypes": "", "EndpointMode": "real-time",
+            "EndpointInstanceType": "ml.c7i.large", "EvaluationInstanceType": "", "ServingPrecision": "auto",
         } | substitutions  # fmt: skip
         machine = self.states.create_state_machine(
             name=f"{self.name}-{next(self.numbers)}",
-            definition=with_answers(ANSWERS | answers, values),
+            definition=with_answers(ANSWERS | answers, values, real),
             roleArn=self.role,
         )["stateMachineArn"]
         execution = self.states.start_execution(stateMachineArn=machine, input="{}")["executionArn"]
@@ -128,14 +145,14 @@ class Workflow:
             return described if described["status"] != "RUNNING" else None
 
         described = wait_for(ended, 60)
-        assert described["status"] == "SUCCEEDED", described
+        assert described["status"] == status, described.get("cause")
         pages = self.states.get_paginator("get_execution_history").paginate(executionArn=execution)
         exited = [e["stateExitedEventDetails"] for page in pages for e in page["events"] if "Exited" in e["type"]]
-        self.output = json.loads(described["output"])
+        self.output = json.loads(described["output"]) if status == "SUCCEEDED" else {"why": described["cause"]}
         self.visited = [event["name"] for event in exited]
         self.outputs = {event["name"]: json.loads(event["output"]) for event in exited}
         self.requests = [json.loads(e["output"])["arguments"] for e in exited if e["name"] == "Train"]
-        self.record = self.item("run", self.output["run"])
+        self.record = self.item("run", self.output.get("run", "-"))
         return self.output
 
     def arguments(self, name: str) -> dict[str, Any]:
@@ -168,6 +185,35 @@ def test_a_sound_training_is_evaluated_and_promoted(workflow: Workflow):
     assert request["ProfilerConfig"] == {"DisableProfiler": True} and "DebugRuleConfigurations" not in request
     assert workflow.record["report"] == f"s3://{ARTIFACTS}/runs/{run}/report.html"
     assert (workflow.record["note"], workflow.record["recommendation"]) == ("", "{}")
+
+
+def test_a_model_is_served_in_the_precision_that_was_chosen_for_it(workflow: Workflow):
+    workflow.run(found(findings()))
+    arguments = workflow.arguments("Evaluate")["AppSpecification"]["ContainerArguments"]
+    assert arguments[:2] == ["--precision", "auto"] and arguments[-2:] == ["--champion-precision", "f32"]
+    assert workflow.arguments("CreateModel")["PrimaryContainer"]["Environment"]["PRECISION"] == "int8"
+    metadata = workflow.arguments("Register")["CustomerMetadataProperties"]
+    card = f"s3://{ARTIFACTS}/runs/{workflow.output['run']}/evaluation/model_card.json"
+    assert (metadata["precision"], metadata["modelCard"]) == ("int8", card)
+    assert workflow.item("champion", "champion")["precision"] == "int8"
+    workflow.run(found(findings()))
+    arguments = workflow.arguments("Evaluate")["AppSpecification"]["ContainerArguments"]
+    assert arguments[-2:] == ["--champion-precision", "int8"], "what this champion is served in"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "ml.c7i.xlarge"),
+        ({"EndpointInstanceType": "ml.m7i-flex.2xlarge"}, "ml.m7i-flex.xlarge"),
+        ({"EndpointInstanceType": "ml.c5d.large", "EvaluationInstanceType": "ml.c5.xlarge"}, "ml.c5.xlarge"),
+        (SERVERLESS | {"ProcessingInstanceType": "ml.m5.large"}, "ml.m5.large"),
+    ],
+)
+def test_models_are_evaluated_on_the_processors_that_serve_them(workflow: Workflow, given: dict, expected: str):
+    workflow.run(found(findings()), **given)
+    cluster = workflow.arguments("Evaluate")["ProcessingResources"]["ClusterConfig"]
+    assert cluster["InstanceType"] == expected
 
 
 @pytest.mark.parametrize("rule", ["VanishingGradient", "ExplodingTensor", "LossNotDecreasing"])
@@ -296,3 +342,196 @@ def test_managed_debugger_adds_its_rules_to_both_trainings(workflow: Workflow):
         named = [rule["RuleConfigurationName"] for rule in request["DebugRuleConfigurations"]]
         named += [rule["RuleConfigurationName"] for rule in request["ProfilerRuleConfigurations"]]
         assert named == ["VanishingGradient", "Overfit", "LowGPUUtilization", "ProfilerReport"]
+
+
+LIVE = {  # an endpoint with three instances, which scales
+    "FindEndpoint": "{'Endpoints': [{'EndpointName': 'loop', 'EndpointStatus': 'InService'}]}",
+    "FindScaling": "{'ScalableTargets': [{}]}",
+    "ReadEndpoint": "{'EndpointConfigName': 'loop-1', 'ProductionVariants': "
+    "[{'VariantName': 'AllTraffic', 'DesiredInstanceCount': 3}]}",
+    "ReadEndpointConfig": "{'ProductionVariants': [{'VariantName': 'AllTraffic', 'InstanceType': 'ml.c7i.large'}]}",
+}
+SCALING = {"EndpointMaxInstanceCount": "4", "EndpointTargetInvocations": "300", "EndpointInstanceType": "ml.c7i.large"}
+
+
+def routing(workflow: Workflow) -> str:
+    config = workflow.arguments("UpdateEndpoint")["DeploymentConfig"]
+    return config["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]["Type"]
+
+
+def test_a_new_endpoint_is_given_its_scaling_once_it_is_in_service(workflow: Workflow):
+    assert workflow.run(found(findings()), **SCALING)["outcome"] == "PROMOTED"
+    after = workflow.visited[workflow.visited.index("Promote") :]
+    assert after[1:5] == ["IsAutoscaled", "RegisterScaling", "PutScalingPolicy", "IsPromoted"] and "Replay" in after
+    registered = workflow.arguments("RegisterScaling")
+    assert (registered["MinCapacity"], registered["MaxCapacity"]) == (2, 4)
+    assert registered["ResourceId"] == "endpoint/loop/variant/AllTraffic"
+    policy = workflow.arguments("PutScalingPolicy")["TargetTrackingScalingPolicyConfiguration"]
+    assert policy["TargetValue"] == 300
+
+
+def test_an_update_keeps_what_the_endpoint_scaled_to(workflow: Workflow):
+    workflow.run(found(findings()) | LIVE, **SCALING)
+    assert workflow.arguments("UpdateEndpoint")["RetainAllVariantProperties"] is True
+    assert "StopScaling" not in workflow.visited and "PutScalingPolicy" in workflow.visited
+    assert routing(workflow) == "CANARY"
+
+
+@pytest.mark.parametrize(
+    ("changes", "retains"),
+    [
+        ({"EndpointInstanceType": "ml.c7i.xlarge"}, True),  # which SageMaker refuses while the variant scales
+        ({"EndpointMaxInstanceCount": "2"}, False),
+    ],
+    ids=["another instance type", "no more scaling"],
+)
+def test_an_update_that_may_not_scale_on_ends_the_scaling_first(workflow: Workflow, changes, retains):
+    workflow.run(found(findings()) | LIVE, **SCALING | changes)
+    stopped, updated = (workflow.visited.index(name) for name in ("StopScaling", "UpdateEndpoint"))
+    assert stopped < updated and ("RegisterScaling" in workflow.visited) == retains
+    assert workflow.arguments("UpdateEndpoint")["RetainAllVariantProperties"] is retains
+
+
+@pytest.mark.parametrize(("live", "expected"), [("1", "ALL_AT_ONCE"), ("3", "CANARY")])
+def test_the_instances_that_are_there_decide_about_the_canary(workflow: Workflow, live: str, expected: str):
+    answers = LIVE | {"ReadEndpoint": LIVE["ReadEndpoint"].replace("3", live)}
+    workflow.run(found(findings()) | answers, **SCALING | {"EndpointInstanceCount": "1"})
+    assert routing(workflow) == expected
+
+
+def test_an_endpoint_that_does_not_scale_gets_the_configured_number_of_instances(workflow: Workflow):
+    workflow.run(found(findings()) | {"FindEndpoint": LIVE["FindEndpoint"]})
+    assert workflow.arguments("UpdateEndpoint")["RetainAllVariantProperties"] is False
+    assert not {"StopScaling", "ReadEndpoint", "RegisterScaling"} & set(workflow.visited)
+
+
+def test_serverless_has_neither_guardrails_nor_scaling(workflow: Workflow):
+    answers = {"FindEndpoint": LIVE["FindEndpoint"]}
+    assert workflow.run(found(findings()) | answers, **SCALING | SERVERLESS)["outcome"] == "PROMOTED"
+    (variant,) = workflow.arguments("CreateEndpointConfig")["ProductionVariants"]
+    assert variant["ServerlessConfig"] == {"MemorySizeInMB": 2048, "MaxConcurrency": 5}
+    assert not variant.keys() & {"InstanceType", "InitialInstanceCount"}
+    assert workflow.arguments("UpdateEndpoint").keys() == {"EndpointName", "EndpointConfigName"}
+    assert "RegisterScaling" not in workflow.visited
+
+
+def test_a_model_is_live_also_where_it_cannot_be_scaled(workflow: Workflow):
+    """There is no endpoint here: Application Auto Scaling itself says so."""
+    output = workflow.run(found(findings()), real=["RegisterScaling"], **SCALING)
+    assert output["outcome"] == "PROMOTED" and "Replay" in workflow.visited
+    assert "; the endpoint does not scale: Could not find endpoint" in output["why"]
+
+
+def test_an_update_that_is_refused_is_tried_again_and_then_told(workflow: Workflow):
+    """As one is while the endpoint scales."""
+    workflow.run(found(findings()) | LIVE, real=["UpdateEndpoint"], status="FAILED", **SCALING)
+    assert workflow.visited.count("PlanUpdate") == workflow.visited.count("FindScaling") == 5
+    assert workflow.output["why"].startswith("UpdateEndpoint: ")
+
+
+# --- The same with real endpoints ---
+
+ENDPOINT_STATES = (
+    "CreateModel", "CreateEndpointConfig", "FindEndpoint", "FindScaling", "ReadEndpoint", "ReadEndpointConfig",
+    "StopScaling", "CreateEndpoint", "UpdateEndpoint", "DescribeEndpoint", "RegisterScaling", "PutScalingPolicy",
+)  # fmt: skip
+
+
+class Endpoint(Workflow):
+    """Runs whose last part is real: they deploy a small server, and scale it."""
+
+    def __init__(self, aws: Emulator) -> None:
+        super().__init__(aws)
+        self.world = World(aws)
+        self.scaling = self.world.client("application-autoscaling")
+        self.world.model("small", "hello")
+        for name in ("EndpointErrorsAlarm", "EndpointLatencyAlarm"):
+            self.world.cloudwatch.put_metric_alarm(
+                AlarmName=name, Namespace="n", MetricName="m", Period=60, EvaluationPeriods=1, Threshold=1,
+                ComparisonOperator="GreaterThanThreshold", Statistic="Sum", TreatMissingData="notBreaching",
+            )  # fmt: skip
+
+    def deploy(self, status: str = "SUCCEEDED", **changes: str) -> dict[str, Any]:
+        """One run; the endpoint's variant after it, and its instance type."""
+        image = ANSWERS["PublishSources"].replace("'image': 'image'", "'image': 'local/server:1'")
+        trained = ANSWERS["DescribeTraining"].replace(
+            "'s3://' & $trainingJob & '/model.tar.gz'", f"'s3://{BUCKET}/models/small.tar.gz'"
+        )
+        answers = found(findings()) | {"PublishSources": image, "DescribeTraining": trained}
+        values = SCALING | {"EndpointInstanceCount": "1", "PollSeconds": "1", "EndpointRoleArn": self.world.role}
+        values |= {"TrafficShifting": "CANARY"} | changes
+        output = self.run(answers, real=ENDPOINT_STATES, status=status, **values)
+        if status == "FAILED":
+            return output
+        assert output["outcome"] == "PROMOTED" and output["why"] == "better"
+        endpoint = self.world.sagemaker.describe_endpoint(EndpointName="loop")
+        config = self.world.sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
+        routes = endpoint["LastDeploymentConfig"]["BlueGreenUpdatePolicy"] if "UpdateEndpoint" in self.visited else {}
+        return {
+            "instances": endpoint["ProductionVariants"][0].get("CurrentInstanceCount"),
+            "type": config["ProductionVariants"][0].get("InstanceType", "serverless"),
+            "routing": routes.get("TrafficRoutingConfiguration", {}).get("Type"),
+        }
+
+    def target(self) -> dict[str, Any] | None:
+        found = self.scaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+        return found[0] if found else None
+
+    def alarms(self) -> list[dict[str, Any]]:
+        prefix = "TargetTracking-endpoint/loop/variant/AllTraffic-"
+        return self.world.cloudwatch.describe_alarms(AlarmNamePrefix=prefix)["MetricAlarms"]
+
+    def scale(self, count: int) -> None:
+        """What Application Auto Scaling does when an alarm asks for it."""
+        wish = [{"VariantName": "AllTraffic", "DesiredInstanceCount": count}]
+        self.world.sagemaker.update_endpoint_weights_and_capacities(
+            EndpointName="loop", DesiredWeightsAndCapacities=wish
+        )
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory):
+    images = tmp_path_factory.mktemp("images")
+    (images / "server").mkdir()
+    (images / "server" / "__main__.py").write_text(textwrap.dedent(SERVER))
+    environment = {"HOUNDLOOP_IMAGES": str(images), "HOUNDLOOP_PRELOAD": "json"}
+    with Emulator(state=tmp_path_factory.mktemp("endpoint"), environment=environment) as emulator:
+        yield Endpoint(emulator)
+
+
+def test_scaling_is_there_after_the_first_run_and_kept_over_updates(endpoint: Endpoint):
+    assert endpoint.deploy() == {"instances": 1, "type": "ml.c7i.large", "routing": None}
+    first = endpoint.target()
+    assert first and (first["MinCapacity"], first["MaxCapacity"]) == (1, 4)
+    assert [alarm["Threshold"] for alarm in endpoint.alarms()] == [300, 270]
+
+    endpoint.scale(2)  # the run comes while it is at that, and waits
+    after = endpoint.deploy(EndpointMaxInstanceCount="3", EndpointTargetInvocations="200")
+    assert after == {"instances": 2, "type": "ml.c7i.large", "routing": "CANARY"}
+    second = endpoint.target()
+    assert second and second["ScalableTargetARN"] == first["ScalableTargetARN"] and second["MaxCapacity"] == 3
+    assert [alarm["Threshold"] for alarm in endpoint.alarms()] == [200, 180]
+
+
+def test_another_instance_type_is_taken_although_the_variant_scales(endpoint: Endpoint):
+    before = endpoint.target()
+    assert endpoint.deploy(EndpointInstanceType="ml.c7i.xlarge")["type"] == "ml.c7i.xlarge"
+    after = endpoint.target()
+    assert before and after and after["ScalableTargetARN"] != before["ScalableTargetARN"]
+    assert len(endpoint.alarms()) == 2
+
+
+def test_who_ends_the_scaling_gets_the_number_of_instances_that_is_configured(endpoint: Endpoint):
+    off = {"EndpointInstanceType": "ml.c7i.xlarge", "EndpointMaxInstanceCount": "1"}
+    assert endpoint.deploy(**off) == {"instances": 1, "type": "ml.c7i.xlarge", "routing": "ALL_AT_ONCE"}
+    assert endpoint.target() is None and endpoint.alarms() == []
+
+
+def test_a_serverless_endpoint_is_made_anew_and_updated_without_guardrails(endpoint: Endpoint):
+    refused = endpoint.deploy(status="FAILED", **SERVERLESS)["why"]
+    assert "cannot be converted to a serverless endpoint" in refused
+    endpoint.world.sagemaker.delete_endpoint(EndpointName="loop")
+    for _ in range(2):
+        assert endpoint.deploy(**SERVERLESS) == {"instances": None, "type": "serverless", "routing": ANY}
+        assert endpoint.target() is None and "RegisterScaling" not in endpoint.visited
+    assert "UpdateEndpoint" in endpoint.visited

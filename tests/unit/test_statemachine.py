@@ -47,7 +47,21 @@ SDK = {
         "sagemaker:CreateModelPackage", "s3:GetObject", "ecr:BatchGetImage", "ecr:DescribeImages",
     },
     "sagemaker:updateEndpoint": {"sagemaker:UpdateEndpoint", "cloudwatch:DescribeAlarms"},
+    "sagemaker:deleteEndpoint": {"sagemaker:DeleteEndpoint", "application-autoscaling:DeregisterScalableTarget"},
+    "applicationautoscaling:describeScalableTargets": {"application-autoscaling:DescribeScalableTargets"},
+    "applicationautoscaling:deregisterScalableTarget": {"application-autoscaling:DeregisterScalableTarget"},
+    "applicationautoscaling:registerScalableTarget": {
+        "application-autoscaling:RegisterScalableTarget", "sagemaker:DescribeEndpoint",
+        "sagemaker:DescribeEndpointConfig", "sagemaker:UpdateEndpointWeightsAndCapacities",
+        "iam:CreateServiceLinkedRole",
+    },
+    "applicationautoscaling:putScalingPolicy": {
+        "application-autoscaling:PutScalingPolicy", "cloudwatch:PutMetricAlarm", "cloudwatch:DescribeAlarms",
+        "cloudwatch:DeleteAlarms",
+    },
 }  # fmt: skip
+# Step Functions names services as the SDK for Java does.
+BOTO3_NAMES = {"applicationautoscaling": "application-autoscaling"}
 # Every field that goes through an optimized integration. Those hold an older model of the API and refuse a newer field
 # only when it runs, so each addition here is a decision: is it a field that has been there for years?
 OPTIMIZED_FIELDS = {
@@ -118,6 +132,24 @@ def test_a_probe_that_fails_leaves_the_judgement_to_the_alarms():
     assert [catcher["Next"] for catcher in STATES["ProbeEndpoint"]["Catch"]] == ["WaitForEndpoint"]
 
 
+def test_a_model_that_is_live_is_recorded_whether_it_scales_or_not():
+    """First the truth about the deployment, then the scaling; trouble with it is told, and ends nothing."""
+    assert {STATES[name]["Next"] for name in ("Promote", "RecordRollback")} == {"IsAutoscaled"}
+    for name in ("RegisterScaling", "PutScalingPolicy"):
+        (catcher,) = STATES[name]["Catch"]
+        assert catcher["Next"] == "IsPromoted" and "the endpoint does not scale" in catcher["Assign"]["message"]
+
+
+def test_everything_that_scales_is_about_the_one_variant():
+    arguments = [state["Arguments"] for state in TASKS.values() if "applicationautoscaling:" in state["Resource"]]
+    assert len(arguments) == 4
+    variant = "endpoint/${Name}/variant/AllTraffic"
+    for each in arguments:
+        assert each.get("ResourceId", each.get("ResourceIds")) in (variant, [variant])
+        assert each["ServiceNamespace"] == "sagemaker"
+        assert each["ScalableDimension"] == "sagemaker:variant:DesiredInstanceCount"
+
+
 def test_the_last_run_is_remembered_however_its_model_was_judged():
     """What counts as newly labelled is counted from there."""
     for name in ("Promote", "RecordRollback", "RecordRejection"):
@@ -177,9 +209,20 @@ def test_optimized_integrations_get_long_standing_fields_only(name: str):
     assert fields <= OPTIMIZED_FIELDS[integration(TASKS[name])]
 
 
+def test_every_family_that_serves_and_runs_jobs_has_an_xlarge_for_the_evaluation():
+    """The evaluation runs on `ml.<the endpoint's family>.xlarge`; smaller ones are missing in some families."""
+    model = boto3.client("sagemaker", region_name="us-east-1").meta.service_model
+    jobs, endpoints = (set(model.shape_for(f"{kind}InstanceType").enum) for kind in ("Processing", "ProductionVariant"))
+    families = {name.split(".")[1] for name in jobs} & {name.split(".")[1] for name in endpoints}
+    assert {"c5", "c6i", "c7i", "m5", "m6i", "m7i", "r7i"} <= families
+    assert {family[0] for family in families if f"ml.{family}.xlarge" not in jobs} <= {"p", "g"}, "GPUs do not serve"
+    assert "'.xlarge'" in STATES["Evaluate"]["Arguments"]["ProcessingResources"]["ClusterConfig"]["InstanceType"]
+
+
 @pytest.mark.parametrize("name", [n for n, s in TASKS.items() if "aws-sdk:" in s["Resource"]])
 def test_sdk_integrations_name_operations_and_parameters_that_exist(name: str):
     service, _, operation = integration(TASKS[name]).removeprefix("aws-sdk:").partition(":")
+    service = BOTO3_NAMES.get(service, service)
     model = boto3.client(service, region_name="us-east-1").meta.service_model
     shape = model.operation_model(operation[0].upper() + operation[1:]).input_shape
     arguments = TASKS[name]["Arguments"]

@@ -144,3 +144,17 @@ def test_alarms_look_at_the_endpoint_that_the_workflow_makes():
         dimensions = {d["Name"]: d["Value"] for d in alarm["Dimensions"]}
         assert dimensions == {"EndpointName": {"Ref": "Name"}, "VariantName": "AllTraffic"}
         assert alarm["TreatMissingData"] == "notBreaching"
+
+
+def test_no_image_that_may_serve_expires():
+    """Tags are the hashes of what images are built from, so that the one that serves has one, however old it is."""
+    repository = template.resources("AWS::ECR::Repository")["ServingRepository"]
+    rules = json.loads(repository["LifecyclePolicy"]["LifecyclePolicyText"])["rules"]
+    assert {rule["selection"]["tagStatus"] for rule in rules} == {"untagged"}
+    assert repository["ImageTagMutability"] == "IMMUTABLE"
+    assert repository["ImageScanningConfiguration"] == {"ScanOnPush": True}
+
+
+def test_by_default_there_is_a_canary_and_room_to_scale():
+    least, most = (TEMPLATE["Parameters"][name] for name in ("EndpointInstanceCount", "EndpointMaxInstanceCount"))
+    assert most["Default"] > least["Default"] >= 2, "a canary needs two instances, scaling room"

@@ -1,5 +1,6 @@
 """The tools that people run by hand, against AWS as moto fakes it."""
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
+from PIL import Image, ImageColor
 
-from tools import inbox, query, stack
+from tools import inbox, query, show, stack
 
 ARN = "arn:aws:sqs:us-east-1:123456789012:"
 
@@ -162,3 +164,88 @@ def test_a_table_of_rows_has_one_line_each_whatever_is_in_a_key(capsys):
     query.write([{"status": "CLASSIFIED", "key": "inbox/a\nb\x1b.jpg", "label": "beagle"}], "table")
     head, line = capsys.readouterr().out.splitlines()
     assert head.startswith("updated_at") and "inbox/a?b?.jpg" in line
+
+
+# --- show.py ---
+
+CLASSES = [{"class": "beagle", "probability": 0.75}, {"class": "boxer", "probability": 0.25}]
+
+
+class Runtime:
+    """An endpoint that answers, or refuses as a container's refusal reaches boto3."""
+
+    def __init__(self, refusal: dict[str, Any] | None = None) -> None:
+        self.refusal, self.asked = refusal, 0
+
+    def invoke_endpoint(self, EndpointName: str, ContentType: str, Body: bytes) -> dict[str, Any]:
+        self.asked += 1
+        assert EndpointName == "mine" and ContentType.startswith("image/")
+        if self.refusal and b"refused" in Body:
+            raise ClientError({"Error": {"Code": "ModelError", "Message": "…"}} | self.refusal, "InvokeEndpoint")
+        answer = {"model_version": "260101000000", "deployment": 1, "predictions": [{"classes": CLASSES}]}
+        return {"Body": io.BytesIO(json.dumps(answer).encode())}
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    runtime = Runtime()
+    monkeypatch.setattr(stack, "client", lambda service: runtime)
+    return runtime
+
+
+def picture(size: tuple[int, int] = (300, 100), orientation: int = 1) -> bytes:
+    """Red on the left, blue on the right."""
+    image = Image.new("RGB", size, "blue")
+    image.paste("red", (0, 0, size[0] // 2, size[1]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, exif=exif)
+    return buffer.getvalue()
+
+
+def run_show(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["show.py", "--endpoint", "mine", *arguments])
+    return show.main()
+
+
+def test_a_picture_is_shown_with_its_label_and_confidences(tmp_path, monkeypatch, capsys, runtime):
+    path = tmp_path / "dog.jpg"
+    path.write_bytes(picture())
+    assert run_show(monkeypatch, str(path), "--output", str(tmp_path / "out"), "--classes", "1") == 0
+    said = capsys.readouterr().out
+    assert "beagle 75.0% (model 260101000000)" in said and "boxer" not in said
+    with Image.open(tmp_path / "out" / "dog-labelled.png") as drawn:
+        assert drawn.width == show.WIDTH and drawn.height == show.WIDTH // 3 + show.LINE + 2 * show.MARGIN
+
+
+def test_bars_are_as_long_as_the_confidences(monkeypatch):
+    sheet = show.draw(picture((640, 100)), CLASSES)
+    fill = {ImageColor.getrgb(colour): colour for colour in (show.FIRST, show.BAR, show.PALE)}
+    across = sheet.width - 2 * show.MARGIN
+    for number, (each, bar) in enumerate(zip(CLASSES, (show.FIRST, show.BAR), strict=True)):
+        y = 100 + show.MARGIN + number * show.LINE + 5  # above the text
+        row = [fill.get(sheet.getpixel((x, y))) for x in range(sheet.width)]
+        assert abs(row.count(bar) - each["probability"] * across) <= 2 and show.PALE in row
+
+
+def test_a_picture_is_drawn_the_way_up_it_was_taken():
+    """Orientation 3 is upside down: what is stored on the left is seen on the right."""
+    sheet = show.draw(picture((640, 100), orientation=3), CLASSES)
+    assert sheet.getpixel((10, 50))[2] > 200 and sheet.getpixel((630, 50))[0] > 200
+
+
+def test_what_the_container_refuses_is_told_and_the_others_go_on(tmp_path, monkeypatch, capsys, runtime):
+    error = {"error": {"code": "BrokenImage", "message": "truncated"}}
+    runtime.refusal = {"OriginalStatusCode": 400, "OriginalMessage": json.dumps(error)}
+    (tmp_path / "bad.jpg").write_bytes(b"refused")
+    (tmp_path / "good.jpg").write_bytes(picture())
+    paths = [str(tmp_path / name) for name in ("bad.jpg", "missing.jpg", "good.jpg")]
+    assert run_show(monkeypatch, *paths, "--output", str(tmp_path)) == 1
+    told = capsys.readouterr()
+    assert "bad.jpg: truncated (400 BrokenImage)" in told.err and "missing.jpg" in told.err
+    assert "good.jpg: beagle" in told.out and runtime.asked == 2
+
+
+def test_an_answer_that_is_no_json_is_told_as_it_is():
+    assert show.reason({"OriginalStatusCode": 502, "OriginalMessage": "<html>"}) == "the endpoint answered 502: <html>"

@@ -449,6 +449,11 @@ def test_serverless_endpoint_is_bounded(world):
     with Load(world, "serverless", threads=6) as load:
         time.sleep(1)
     assert load.failures == []
+    # It may become an endpoint with instances, and then not serverless again.
+    world.sagemaker.update_endpoint(EndpointName="serverless", EndpointConfigName="serverless-model")
+    assert world.endpoint("serverless")["ProductionVariants"][0]["CurrentInstanceCount"] == 2
+    with pytest.raises(ClientError, match="cannot be converted to a serverless endpoint"):
+        world.sagemaker.update_endpoint(EndpointName="serverless", EndpointConfigName="serverless")
     world.sagemaker.delete_endpoint(EndpointName="serverless")
 
 

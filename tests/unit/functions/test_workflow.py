@@ -37,6 +37,7 @@ def evaluation(challenger: int, champion: int | None, new: dict[str, tuple[int, 
         "champion": None if champion is None else {"accuracy": champion / 100},
         "common_classes": ["beagle"], "new_classes": list(new) if champion is not None else [],
         "common": champion and {"n": 100, "challenger_correct": challenger, "champion_correct": champion},
+        "precision": {"chosen": "int8", "reason": "served in int8; 2.9 times as fast as f32"},
     }  # fmt: skip
 
 
@@ -44,6 +45,12 @@ def test_the_first_model_needs_only_the_floor():
     assert judge.judge(evaluation(60, None), CLEAN, THRESHOLDS)["promote"]
     verdict = judge.judge(evaluation(40, None), CLEAN, THRESHOLDS)
     assert not verdict["promote"] and "under the floor of 50.0%" in verdict["sentence"]
+
+
+def test_the_precision_is_passed_on_and_told_where_the_model_is_to_be_served():
+    verdict = judge.judge(evaluation(60, None), CLEAN, THRESHOLDS)
+    assert verdict["precision"] == "int8" and verdict["sentence"].endswith("; served in int8; 2.9 times as fast as f32")
+    assert "int8" not in judge.judge(evaluation(40, None), CLEAN, THRESHOLDS)["sentence"]
 
 
 def test_a_challenger_may_be_worse_by_the_margin_and_no_more():

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
 
-from predictor import FILES, BadArtifact, Predictor
+from predictor import BATCH, FILES, BadArtifact, Predictor, obstacle
 from preprocessing import Preprocess
 from tests.makers.models import make_artifact
 
@@ -40,6 +46,18 @@ def test_a_picture_gets_the_same_answer_alone_and_in_a_batch(tmp_path):
     assert np.array_equal(predictor.predict(images[::2]), together[::2]), "a view with gaps is taken too"
 
 
+def test_pictures_are_not_answered_together_where_that_changes_an_answer(tmp_path, monkeypatch):
+    predict = Predictor.predict
+
+    def rounds_otherwise(self, images):
+        return np.nextafter(predict(self, images), np.float32(len(images) > 1))
+
+    make_artifact(tmp_path)
+    assert list(Predictor(tmp_path)._requests) == [BATCH, 1]
+    monkeypatch.setattr(Predictor, "predict", rounds_otherwise)
+    assert list(Predictor(tmp_path)._requests) == [1]
+
+
 def test_top_lists_the_likeliest_first_and_equals_in_the_order_of_the_classes(tmp_path):
     predictor = Predictor(make_artifact(tmp_path, classes=[f"c{index}" for index in range(8)]))
     row = np.array([[0.1, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]], np.float32)
@@ -58,8 +76,83 @@ def test_pictures_of_another_shape_are_refused(tmp_path, shape, dtype):
 
 
 def test_an_unknown_precision_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="precision is 'f8'; it must be f32 or bf16"):
+    with pytest.raises(ValueError, match="precision is 'f8'; it must be f32, bf16 or int8"):
         Predictor(make_artifact(tmp_path), precision="f8")
+
+
+def quantised(folder: Path, **model: object) -> Path:
+    """An artifact whose int8 model is another one, so that it shows which of the two answers."""
+    make_artifact(folder)
+    other = make_artifact(folder / "other", **model)  # type: ignore[arg-type]
+    (folder / "int8").mkdir()
+    for name in ("model.xml", "model.bin"):
+        (other / name).rename(folder / "int8" / name)
+    return folder
+
+
+def test_int8_is_a_model_of_its_own(tmp_path):
+    quantised(tmp_path)
+    path = tmp_path / "int8" / "model.bin"
+    path.write_bytes(path.read_bytes().replace(np.float32(10).tobytes(), np.float32(5).tobytes()))
+    red = colour(0)[None]
+    exact, int8 = (Predictor(tmp_path, precision).predict(red)[0, 0] for precision in ("f32", "int8"))
+    assert exact > int8 > 0.5
+
+
+def test_bf16_computes_what_float32_does_less_exactly_or_the_same(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
+    make_artifact(tmp_path)
+    assert np.allclose(Predictor(tmp_path, "bf16").predict(images), Predictor(tmp_path).predict(images), atol=0.02)
+
+
+def test_an_artifact_without_int8_cannot_be_served_in_it(tmp_path):
+    quantised(tmp_path)
+    assert obstacle(tmp_path, "int8") == ""
+    (tmp_path / "int8" / "model.bin").unlink()
+    assert "exported without int8" in obstacle(tmp_path, "int8")
+    with pytest.raises(
+        BadArtifact, match="no int8/model.xml with model.bin: it was exported without int8; serve it in"
+    ):
+        Predictor(tmp_path, "int8")
+    assert Predictor(tmp_path).precision == "f32"
+
+
+@pytest.mark.parametrize(("capabilities", "reason"), [(["FP32", "BF16"], ""), (["FP32", "INT8"], "no.* bf16")])
+def test_a_processor_says_whether_it_has_bf16(tmp_path, monkeypatch, capabilities, reason):
+    monkeypatch.setattr(ov.Core, "get_property", lambda *_: capabilities)
+    assert re.search(reason, obstacle(tmp_path, "bf16")) and bool(obstacle(tmp_path, "bf16")) == bool(reason)
+    assert obstacle(tmp_path, "f32") == ""
+
+
+def test_an_int8_model_of_other_classes_or_another_size_is_refused(tmp_path):
+    with pytest.raises(BadArtifact, match="int8/model.xml answers .*classes.json has 3 classes"):
+        Predictor(quantised(tmp_path / "classes", classes=["red", "green"]), "int8")
+    with pytest.raises(BadArtifact, match="int8/model.xml takes .*preprocess.json makes"):
+        Predictor(quantised(tmp_path / "size", size=48), "int8")
+
+
+def in_a_process(code: str, *arguments: str) -> str:
+    """What the code prints in a process of its own, which must end well."""
+    environment = os.environ | {"PYTHONPATH": str(Path(inspect.getfile(Predictor)).parent)}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+def test_a_signal_is_survived_after_predictors_that_went_in_the_order_they_came(tmp_path):
+    code = (
+        "import signal, sys; from predictor import Predictor\n"
+        "first, second = (Predictor(sys.argv[1], precision) for precision in ('f32', 'bf16'))\n"
+        "del first; del second\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('survived'))\n"
+        "signal.raise_signal(signal.SIGTERM)"
+    )
+    assert in_a_process(code, str(make_artifact(tmp_path))) == "survived\n"
+
+
+def test_nothing_reports_over_the_network():
+    assert in_a_process("import predictor, sys; print(sys.modules['openvino_telemetry'])") == "None\n"
 
 
 @pytest.mark.parametrize("name", FILES)

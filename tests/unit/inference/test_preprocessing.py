@@ -30,14 +30,16 @@ def pixels(data: bytes, spec: Preprocess) -> np.ndarray:
     return np.frombuffer(crop(data, spec), np.uint8).reshape(spec.size, spec.size, 3)
 
 
-def reference(image: Image.Image, spec: Preprocess) -> np.ndarray:
+def reference(
+    image: Image.Image, spec: Preprocess, method: Image.Resampling = Image.Resampling.BILINEAR
+) -> np.ndarray:  # fmt: skip
     """torchvision 0.28's Resize and CenterCrop on a PIL image, in their own steps."""
     width, height = image.size
     short, long = min(width, height), max(width, height)
     resized = (spec.resize, int(spec.resize * long / short))
     if width > height:
         resized = resized[::-1]
-    image = image.resize(resized, Image.Resampling.BILINEAR)
+    image = image.resize(resized, method)
     left, top = (int(round((side - spec.size) / 2.0)) for side in resized)
     return np.asarray(image.crop((left, top, left + spec.size, top + spec.size)))
 
@@ -57,6 +59,13 @@ def test_a_lossless_picture_is_cropped_exactly_as_the_reference_does(width, heig
         assert difference.max() == 0
     else:  # a strip, of which only the middle is resized
         assert difference.max() <= 2 and difference.mean() < 0.1
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (720, 721), (301, 400), (900, 120), (100, 80)])
+def test_bicubic_crops_are_exact_too(size):
+    """GIVEN an interpolation that looks further, enlarged and reduced, copied by rows and not (720x721)."""
+    spec, image = Preprocess(224, 256, "bicubic"), picture(*size)
+    assert np.array_equal(reference(image, spec, Image.Resampling.BICUBIC), pixels(encode(image), spec))
 
 
 def test_the_reference_here_is_what_torchvision_does():

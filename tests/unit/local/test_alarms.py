@@ -27,6 +27,9 @@ THREE_OF_THREE = [
     ("- - - - -", ["INSUFFICIENT_DATA", None, "ALARM", "OK"]),
     ("0 X X - X", ["ALARM", "ALARM", "ALARM", "ALARM"]),
     ("- - X - -", ["ALARM", None, "ALARM", "OK"]),
+    ("- - - - X", [None, None, "ALARM", "OK"]),  # from here on what the page says below its tables
+    ("- - - X -", [None, None, "ALARM", "OK"]),
+    ("- - - X X", [None, None, "ALARM", "OK"]),
 ]
 TWO_OF_THREE = [
     ("0 - X - X", ["ALARM", "ALARM", "ALARM", "ALARM"]),

@@ -83,7 +83,8 @@ def test_the_log_has_a_metric_line_each_epoch_and_ends_with_the_best(trained):
 def test_the_artifact_is_complete_and_serves(trained, prepared):
     model = trained[0] / "model"
     assert {path.name for path in model.iterdir()} == {
-        "weights.pt", "model.xml", "model.bin", "classes.json", "preprocess.json", "model_card.json"
+        "weights.pt", "model.xml", "model.bin", "int8", "reference.npz", "classes.json", "preprocess.json",
+        "model_card.json",
     }  # fmt: skip
     card = json.loads((model / "model_card.json").read_text())
     assert (card["model_version"], card["dataset_hash"]) == ("261122160000", "abc")
@@ -104,6 +105,23 @@ def test_the_artifact_is_complete_and_serves(trained, prepared):
     predictor = Predictor(model)
     assert predictor.classes == sorted(PATTERNS)
     np.testing.assert_allclose(predictor.predict(crops), expected, atol=1e-3)
+    with np.load(model / "reference.npz") as reference:
+        np.testing.assert_allclose(reference["probabilities"], expected, atol=1e-6)
+        index = json.loads((prepared / "index.json").read_text())
+        assert reference["sha256"].tolist() == index["splits"]["test"]["sha256"]
+
+
+def test_the_artifact_serves_in_int8_what_it_was_calibrated_for(trained, prepared):
+    model = trained[0] / "model"
+    card = json.loads((model / "model_card.json").read_text())
+    assert card["export"]["int8"]["calibration"] == len(np.load(prepared / "train.npy"))
+    assert (model / "int8" / "model.bin").stat().st_size < 0.3 * (model / "model.bin").stat().st_size
+    xml = (model / "int8" / "model.xml").read_text()
+    assert xml.count('type="FakeQuantize"') >= 20 and 'element_type="i8"' in xml, "activations and weights"
+    crops = np.load(prepared / "train.npy")[:, 2:34, 2:34]
+    exact, quantised = Predictor(model).predict(crops), Predictor(model, "int8").predict(crops)
+    assert not np.array_equal(exact, quantised) and np.abs(exact - quantised).mean() < 0.1
+    assert "int8: quantised on 30 pictures" in trained[1] and "Statistics collection" not in trained[1]
 
 
 def test_findings_and_report_are_whole(trained):
@@ -149,7 +167,7 @@ def test_a_training_that_sigterm_ends_in_the_middle_of_an_epoch_reaches_the_same
         monkeypatch.setenv("SM_MODEL_DIR", str(opt_ml / "model"))
         monkeypatch.setenv("SM_OUTPUT_DIR", str(opt_ml / "output"))
         arguments = ["--training", prepared, "--weights", backbone, "--unfreeze", unfreeze, "--image-size", 32,
-                     "--batch-size", 4, "--epochs", 3, "--seed", 3]  # fmt: skip
+                     "--batch-size", 4, "--epochs", 3, "--seed", 3, "--int8", str(unfreeze == "none")]  # fmt: skip
         assert train.main(list(map(str, arguments))) == 0
 
     handler = signal.getsignal(signal.SIGTERM)
@@ -177,7 +195,7 @@ def test_a_training_that_sigterm_ends_in_the_middle_of_an_epoch_reaches_the_same
 
 def test_a_training_on_a_machine_that_is_lost_goes_on_from_its_last_checkpoint(prepared, backbone, tmp_path):
     arguments = ["--training", prepared, "--weights", backbone, "--batch-size", 4, "--epochs", 50, "--image-size", 32,
-                 "--patience", 50, "--checkpoint-seconds", 0]  # fmt: skip
+                 "--patience", 50, "--checkpoint-seconds", 0, "--int8", "false"]  # fmt: skip
     run("train.py", *arguments, opt_ml=tmp_path / "whole")
     with start("train.py", *arguments, opt_ml=tmp_path / "cut") as job:
         assert job.stdout is not None
@@ -200,6 +218,15 @@ def test_evaluation_compares_by_class_name(trained, snapshot, tmp_path):
         archive.parent, "--champion", champion.parent, "--output", tmp_path / "out", opt_ml=tmp_path)  # fmt: skip
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     challenger = result["challenger"]
+    precision = result["precision"]
+    assert (precision["reference"], precision["pictures"]) == ("torch", 9)
+    assert precision["measured"]["f32"]["max_difference"] < 1e-3 and precision["measured"]["f32"]["agreement"] == 1
+    assert {*precision["measured"], *precision["unavailable"]} == {"f32", "bf16", "int8"} and precision["processor"]
+    assert challenger["precision"] == precision["chosen"] and result["champion"]["precision"] == "f32"
+    assert challenger["accuracy"] == precision["measured"][precision["chosen"]]["accuracy"]
+    card = json.loads((tmp_path / "out" / "model_card.json").read_text())
+    assert card.pop("serving") == precision
+    assert card == json.loads((trained[0] / "model" / "model_card.json").read_text())
     assert challenger["per_class"].keys() == set(PATTERNS) and len(challenger["predictions"]) == 9
     assert challenger["accuracy"] == sum(c["correct"] for c in challenger["per_class"].values()) / 9
     assert challenger["latency_ms_p50"] > 0
@@ -215,9 +242,10 @@ def test_evaluation_without_champion_and_with_a_broken_archive(trained, snapshot
     archive = tmp_path / "model.tar.gz"
     pack(trained[0] / "model", archive)
     places = ["--dataset", snapshot / "dataset", "--images", snapshot / "images", "--output", tmp_path / "out"]
-    run("evaluate.py", *places, "--challenger", archive, opt_ml=tmp_path)
+    run("evaluate.py", *places, "--challenger", archive, "--precision", "int8", opt_ml=tmp_path)
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert result["champion"] is None and result["common"] is None and result["new_classes"] == sorted(PATTERNS)
+    assert result["challenger"]["precision"] == result["precision"]["chosen"] == "int8"
     pack(trained[0] / "model", archive, leave_out="model.bin")
     assert "model.bin missing" in run("evaluate.py", *places, "--challenger", archive, opt_ml=tmp_path, code=1)
     pack(trained[0] / "model", archive, {"classes.json": b"[]"})
@@ -229,11 +257,12 @@ def test_evaluation_without_champion_and_with_a_broken_archive(trained, snapshot
 def pack(folder, archive, replace=None, leave_out=None):
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
-        for path in sorted(folder.iterdir()):
-            if path.name == leave_out:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = str(path.relative_to(folder))
+            if name == leave_out:
                 continue
-            data = (replace or {}).get(path.name, path.read_bytes())
-            info = tarfile.TarInfo(path.name)
+            data = (replace or {}).get(name, path.read_bytes())
+            info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
 
@@ -252,7 +281,7 @@ def backbone(tmp_path_factory):
 @pytest.mark.parametrize("unfreeze", ["none", "layer4"])
 def test_frozen_layers_stay_as_they_were(prepared, backbone, tmp_path, unfreeze):
     run("train.py", "--training", prepared, "--weights", backbone, "--unfreeze", unfreeze, "--epochs", 2, "--profile",
-        "true" if unfreeze == "none" else "false", "--image-size", 32, opt_ml=tmp_path)  # fmt: skip
+        "true" if unfreeze == "none" else "false", "--int8", "false", "--image-size", 32, opt_ml=tmp_path)  # fmt: skip
     before = torch.load(backbone / "resnet18.pth", weights_only=True)
     after = torch.load(tmp_path / "model" / "weights.pt", weights_only=True)
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
