@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from channel import Channel
     from settings import Settings
 
@@ -33,12 +32,14 @@ log = logging.getLogger("inference")
 def serve(model_dir: str, host: str, port: int, workers: int) -> int:
     """Listens and serves until SIGTERM. Returns the exit status."""
     from channel import Channel
+    from privileges import account
     from settings import BAD_ARTIFACT, Settings
 
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         settings = Settings.from_environment(model_dir)
+        account(settings.run_as)  # a wrong name is told here, once
         listener.bind((host, port))
     except ValueError as error:
         log.error("cannot serve: %s", error)
@@ -65,12 +66,14 @@ class Supervisor:
         """Returns the exit status."""
         from settings import BAD_ARTIFACT
 
-        for number in self.signals:
-            signal.signal(number, self.stop)
-        signal.signal(signal.SIGALRM, lambda *_: self.kill(self.front))
         supervisor = os.getpid()
-        self.front = self.start(lambda: run_front(self.listener, self.channels, self.settings, supervisor))
+        with self.unsignalled():
+            for number in self.signals:
+                signal.signal(number, self.stop)
+            signal.signal(signal.SIGALRM, lambda *_: self.kill(self.front))
+            self.front = self.start(lambda: run_front(self.listener, self.channels, self.settings, supervisor))
         self.listener.close()  # the front's alone
+        preload()
         for channel in self.channels:
             self.start_worker(channel)
         short_lives = 0
@@ -79,8 +82,8 @@ class Supervisor:
             status = os.waitstatus_to_exitcode(wait_status)
             if child == self.front:
                 self.kill(*self.workers)
-                return 0 if self.stopping and status >= 0 else max(status, 1)
-            if child not in self.workers or self.stopping:
+                return 0 if self.stopping and status in (0, -signal.SIGTERM) else max(status, 1)
+            if child not in self.workers:
                 continue
             channel = self.workers.pop(child)
             short_lives = 0 if channel.was_ready(child) else short_lives + 1
@@ -92,12 +95,20 @@ class Supervisor:
 
     def start_worker(self, channel: Channel) -> None:
         supervisor = os.getpid()
-        self.workers[self.start(lambda: run_worker(channel, self.settings, supervisor))] = channel
+        with self.unsignalled():
+            self.workers[self.start(lambda: run_worker(channel, self.settings, supervisor))] = channel
+
+    @contextmanager
+    def unsignalled(self) -> Iterator[None]:
+        """A signal between a fork and the note of it would miss the child: it waits until both are done."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
 
     def start(self, program: Callable[[], int]) -> int:
         """A forked process. Forked before any library has threads, and by one that never has any."""
-        # Blocked, because a signal between the fork and the note of it would miss the child.
-        signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
         if (child := os.fork()) == 0:
             for number in (*self.signals, signal.SIGALRM):
                 signal.signal(number, signal.SIG_DFL)
@@ -112,7 +123,6 @@ class Supervisor:
             finally:
                 logging.shutdown()
                 os._exit(status)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
         return child
 
     def stop(self, *_: object) -> None:
@@ -141,8 +151,11 @@ def run_front(listener: socket.socket, channels: Sequence[Channel], settings: Se
     from server import Server
 
     async def run() -> None:
+        orphaned = asyncio.create_task(end_of(supervisor))
         pool = Pool(channels, settings)
-        await pool.ready.wait()
+        await asyncio.wait([orphaned, loaded := asyncio.create_task(pool.ready.wait())], return_when="FIRST_COMPLETED")
+        if not loaded.done():
+            return
         config = uvicorn.Config(
             Server(pool),
             http="httptools",
@@ -157,14 +170,24 @@ def run_front(listener: socket.socket, channels: Sequence[Channel], settings: Se
         server = uvicorn.Server(config)
         drop_privileges(settings.run_as)
         log.info("serving %s", pool.model["model_version"])
-        watcher = asyncio.create_task(stop_without(supervisor, server))
+        orphaned.add_done_callback(lambda _: setattr(server, "should_exit", True))
         await server.serve(sockets=[listener])
-        watcher.cancel()
         pool.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
     return 0
+
+
+def preload() -> None:
+    """Loads the workers' libraries before they are forked: they share them, and one that is put back starts at once.
+
+    None of them has threads before it works, but for OpenBLAS, which would start one for each core.
+    """
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    import worker  # noqa: F401
+
+    gc.freeze()  # collecting garbage would write to what is shared
 
 
 def run_worker(channel: Channel, settings: Settings, supervisor: int) -> int:
@@ -174,11 +197,10 @@ def run_worker(channel: Channel, settings: Settings, supervisor: int) -> int:
     return work(channel, settings, supervisor)
 
 
-async def stop_without(supervisor: int, server: uvicorn.Server) -> None:
-    """A child that lost its parent, even by SIGKILL, is handed to another."""
+async def end_of(supervisor: int) -> None:
+    """Waits for it. A child that lost its parent, even by SIGKILL, is handed to another."""
     while os.getppid() == supervisor:
         await asyncio.sleep(0.5)
-    server.should_exit = True
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -199,6 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers (or WORKERS) is {options.workers}; it must be at least 1")
+    if not 0 <= options.port < 65536:
+        parser.error(f"--port (or SAGEMAKER_BIND_TO_PORT) is {options.port}; it must be less than 65536")
     logging.basicConfig(level="INFO", format="%(asctime)s %(process)d %(levelname)s %(message)s")
     return serve(options.model_dir, options.host, options.port, options.workers)
 

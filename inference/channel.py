@@ -14,7 +14,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 LEAST_CAPACITY = 1_000_000  # bytes: an answer must fit, too
-_MESSAGE = struct.Struct("<BQQ")
+MOST_TOLD = 65_536  # bytes of a message: a card is some dozens
+_MESSAGE = struct.Struct("<BQQQ")
 _NUMBER = struct.Struct("<Q")
 _READY, _BEGUN, _BODY = 0, _NUMBER.size, 2 * _NUMBER.size  # in the memory: who is ready, what was begun last, the rest
 
@@ -31,11 +32,13 @@ class Kind(IntEnum):
 
 
 class Message(NamedTuple):
-    """`number`: of the request, or the process that is READY; `length`: of what is in the memory."""
+    """`process`: the worker's, at either end. What was meant for one that died is known by that."""
 
     kind: Kind
-    number: int
-    length: int
+    process: int
+    number: int = 0  # of the request
+    length: int = 0  # of what is in the memory
+    card: bytes = b""  # of who is READY: the memory may hold a request to the one before
 
 
 class Channel:
@@ -69,24 +72,19 @@ class Channel:
     @staticmethod
     def send(end: socket.socket, message: Message) -> None:
         """At `front` or `worker`."""
-        end.send(_MESSAGE.pack(*message))
+        end.send(_MESSAGE.pack(*message[:-1]) + message.card)
 
     @staticmethod
     def receive(end: socket.socket) -> Message:
         """At `front` (BlockingIOError when there is none) or at `worker` (TimeoutError after its timeout)."""
-        kind, number, length = _MESSAGE.unpack(end.recv(_MESSAGE.size))
-        return Message(Kind(kind), number, length)
+        data = end.recv(MOST_TOLD)
+        kind, process, number, length = _MESSAGE.unpack_from(data)
+        return Message(Kind(kind), process, number, length, data[_MESSAGE.size :])
 
     def ready(self, card: bytes) -> None:
-        """The worker waits for requests: what was meant for the one before it is taken out first."""
-        self.worker.setblocking(False)
-        try:
-            while True:
-                self.receive(self.worker)
-        except BlockingIOError:
-            self.worker.setblocking(True)
+        """The worker waits for requests."""
         _NUMBER.pack_into(self._memory, _READY, os.getpid())
-        self.send(self.worker, Message(Kind.READY, os.getpid(), self.write([card])))
+        self.send(self.worker, Message(Kind.READY, os.getpid(), card=card))
 
     def begin(self, number: int) -> None:
         """The worker begins this request: if it dies now, that may be the request's fault."""

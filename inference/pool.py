@@ -54,7 +54,8 @@ class Request:
 
     kind: Kind
     body: Sequence[bytes]
-    answer: asyncio.Future[bytes]
+    answer: asyncio.Future[bytes] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """The predictions as JSON, or Refused."""
 
 
 @dataclass(eq=False, repr=False)
@@ -98,8 +99,7 @@ class Pool:
     def accept(self) -> Iterator[list[bytes]]:
         """Room for a request and the pieces of its body, until it is answered. Refused when there are enough."""
         if self.accepted >= self._limit or self.bytes >= MAX_WAITING_BYTES:
-            size = f"{self.accepted} requests of {self.bytes / 1e6:.0f} MB"
-            raise Refused(429, "QueueFull", f"{size} are waiting, as many as may; try again")
+            raise self._full()
         body: list[bytes] = []
         self.accepted += 1
         try:
@@ -108,17 +108,27 @@ class Pool:
             self.accepted -= 1
             self.bytes -= sum(map(len, body))
 
-    async def ask(self, kind: Kind, body: Sequence[bytes]) -> bytes:
-        """The predictions for a request, as JSON. Refused where there are none. Cancelled, it leaves the queue."""
-        request = Request(kind, body, self._loop.create_future())
+    def keep(self, body: list[bytes], piece: bytes) -> None:
+        """Another piece of an accepted request. Refused when all together become too large: nobody said how large."""
+        if self.bytes + len(piece) > MAX_WAITING_BYTES:
+            raise self._full()
+        body.append(piece)
+        self.bytes += len(piece)
+
+    def _full(self) -> Refused:
+        size = f"{self.accepted} requests of {self.bytes / 1e6:.0f} MB"
+        return Refused(429, "QueueFull", f"{size} are waiting, as many as may; try again")
+
+    def ask(self, request: Request) -> None:
+        """Puts it into the queue."""
         self._queue.append(request)
         self._dispatch()
-        try:
-            return await request.answer
-        except asyncio.CancelledError:
-            if request in self._queue:
-                self._queue.remove(request)
-            raise
+
+    def forget(self, request: Request) -> None:
+        """Nobody waits for its answer any more. A worker that is at it finishes it."""
+        request.answer.cancel()
+        if request in self._queue:
+            self._queue.remove(request)
 
     def can_answer(self) -> bool:
         """Whether any worker lives and has not been at one request for longer than a request may take."""
@@ -131,36 +141,34 @@ class Pool:
             worker.number += 1
             worker.request, worker.since = request, self._loop.time()
             length = worker.channel.write(request.body)
-            worker.channel.send(worker.channel.front, Message(request.kind, worker.number, length))
+            message = Message(request.kind, worker.process, worker.number, length)
+            worker.channel.send(worker.channel.front, message)
 
     def _hear(self, worker: Worker) -> None:
         """Takes what a worker says."""
         try:
-            kind, number, length = worker.channel.receive(worker.channel.front)
+            message = worker.channel.receive(worker.channel.front)
         except BlockingIOError:
             return
-        told = bytes(worker.channel.read(length))
-        if kind is Kind.READY:
-            self._begins(worker, number, told)
-        elif worker.request is None or number != worker.number:
-            return
-        else:
-            self._finish(worker.request, kind, told)
+        if message.kind is Kind.READY:
+            self._begins(worker, message)
+        elif worker.request:
+            self._finish(worker.request, message.kind, bytes(worker.channel.read(message.length)))
         worker.request = None
         self._idle.append(worker)
         self._dispatch()
 
-    def _begins(self, worker: Worker, process: int, card: bytes) -> None:
+    def _begins(self, worker: Worker, ready: Message) -> None:
         """A new process: whatever the one before it was at is lost, or was not begun."""
         if (request := worker.request) and not request.answer.done():
             if worker.channel.was_begun(worker.number):
-                message = "the process that worked at this request died"
-                request.answer.set_exception(Refused(500, "WorkerDied", message))
+                died = Refused(500, "WorkerDied", "the process that worked at this request died")
+                request.answer.set_exception(died)
             else:
                 self._queue.appendleft(request)
         if worker in self._idle:
             self._idle.remove(worker)
-        worker.process, worker.killed, self.model = process, False, json.loads(card)
+        worker.process, worker.killed, self.model = ready.process, False, json.loads(ready.card)
         self.ready.set()
 
     @staticmethod

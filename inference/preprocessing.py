@@ -43,6 +43,7 @@ MAX_PIXELS = 120_000_000  # above the largest common sensors (102 megapixels), 4
 MIN_SIDE = 8  # pixels; below it there is nothing to classify (tracking pixels, spacers)
 
 MAX_PROFILE_BYTES = 4_000_000  # larger colour profiles are ignored; those of presses have 0.5 to 3 MB
+COPIED_PIXELS = 500_000  # of a picture that may be copied where that saves work: 2 MB, as `_bytes_needed` allows for
 
 # The limit is checked in `_checked`, before anything is decoded and with a reason that names the size.
 Image.MAX_IMAGE_PIXELS = None
@@ -256,9 +257,30 @@ def _crop(decoded: _Decoded, spec: Preprocess) -> Image.Image:
     exact = image.size == decoded.size and max(width, height) < 10 * short
     x = _span(x1 - x0, int(spec.resize * width / short), spec.size, exact)
     y = _span(y1 - y0, int(spec.resize * height / short), spec.size, exact)
+    method = _INTERPOLATIONS[spec.interpolation]
+    if (x.length, y.length) != (spec.size, spec.size) and image.width * image.height <= COPIED_PIXELS:
+        return _in_two_passes(image, x, y, spec.size, method)  # whole axes have the extent of the picture
     box = (x0 + x.start, y0 + y.start, min(x0 + x.stop, image.width), min(y0 + y.stop, image.height))
-    resized = image.resize((x.length, y.length), _INTERPOLATIONS[spec.interpolation], box=box)
+    resized = image.resize((x.length, y.length), method, box=box)
     return resized.crop((x.offset, y.offset, x.offset + spec.size, y.offset + spec.size))
+
+
+def _in_two_passes(image: Image.Image, x: _Span, y: _Span, size: int, method: Image.Resampling) -> Image.Image:
+    """What Pillow computes, rows first and rounded in between, without those rows and columns that are cut off anyway.
+
+    Pillow leaves out only what is outside of the box, which is nothing where a whole axis is resized. Every pixel keeps
+    its coordinates, so every weight is the same number.
+    """
+    scale = (y.stop - y.start) / y.length
+    reach = math.ceil(2 * max(scale, 1))  # bicubic looks two pixels of the coarser grid to each side, bilinear one
+    start = y.start + y.offset * scale
+    top, bottom = max(0, math.floor(start) - reach), min(image.height, math.ceil(start + size * scale) + reach)
+    rows = image.crop((0, top, image.width, bottom))
+    rows = rows.resize((x.length, rows.height), method, box=(x.start, 0, x.stop, rows.height))
+    columns = Image.new(image.mode, (size, image.height))
+    columns.paste(rows.crop((x.offset, 0, x.offset + size, rows.height)), (0, top))
+    resized = columns.resize((size, y.length), method, box=(0, y.start, size, y.stop))
+    return resized.crop((0, y.offset, size, y.offset + size))
 
 
 def _decode(data: bytes, at_least: int | None, max_bytes: int, max_pixels: int, min_side: int) -> _Decoded:
@@ -267,6 +289,8 @@ def _decode(data: bytes, at_least: int | None, max_bytes: int, max_pixels: int, 
     kind, (width, height) = _kind(image), image.size
     try:
         drafted = image.draft(None, (at_least, at_least)) if at_least else None
+        if kind == "JPEG" and isinstance(image, ImageFile.ImageFile):
+            image.decodermaxblock = len(data)  # in one piece, which is `data` itself, instead of copies of 64 kB
         image.load()
         if kind == "TIFF":
             width, height = image.size  # Pillow has turned it upright

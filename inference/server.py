@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from channel import Kind
-from pool import Pool, Refused
+from pool import Pool, Refused, Request
 
 CROPS = "application/x-rgb-crops"
 METHODS = {"/ping": "GET", "/invocations": "POST"}
@@ -24,7 +24,7 @@ log = logging.getLogger("inference")
 
 
 class Disconnected(Exception):
-    """The client went away before its request was complete: there is nobody to answer."""
+    """The client went away: there is nobody to answer."""
 
 
 @dataclass
@@ -75,13 +75,26 @@ class Server:
         deadline = asyncio.get_running_loop().time() + self.settings.timeout
         with self.pool.accept() as body:
             await self._receive(body, headers, receive, deadline)
-            try:
-                async with asyncio.timeout_at(deadline):
-                    answer = await self.pool.ask(Kind.CROPS if content_type == CROPS else Kind.PICTURE, body)
-            except TimeoutError:
-                message = f"no answer within {self.settings.timeout:g} s; try again"
-                raise Refused(429, "DeadlineExceeded", message) from None
+            request = Request(Kind.CROPS if content_type == CROPS else Kind.PICTURE, body)
+            answer = await self._ask(request, receive, deadline)
         return self._card[:-1] + b', "predictions": ' + answer + b"}"
+
+    async def _ask(self, request: Request, receive: Callable, deadline: float) -> bytes:
+        """The predictions, unless there are none in time, or nobody is there any more to take them."""
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            self.pool.ask(request)
+            patience = deadline - asyncio.get_running_loop().time()
+            await asyncio.wait((request.answer, gone), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            if request.answer.done():
+                return request.answer.result()
+            if gone.done():
+                raise Disconnected
+            message = f"no answer within {self.settings.timeout:g} s; try again"
+            raise Refused(429, "DeadlineExceeded", message)
+        finally:
+            gone.cancel()
+            self.pool.forget(request)
 
     async def _receive(
         self, body: list[bytes], headers: dict[bytes, bytes], receive: Callable, deadline: float
@@ -98,13 +111,19 @@ class Server:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise Disconnected
-                    body.append(message.get("body", b""))
-                    self.pool.bytes += len(body[-1])
-                    length += len(body[-1])
+                    piece = message.get("body", b"")
+                    length += len(piece)
                     if length > limit:
                         raise too_large
+                    self.pool.keep(body, piece)
                     if not message.get("more_body"):
                         return
         except TimeoutError:
             message = f"the body was not complete after {self.settings.timeout:g} s"
             raise Refused(400, "IncompleteBody", message) from None
+
+
+async def _disconnected(receive: Callable) -> None:
+    """Waits until a client whose request is complete goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -43,6 +44,6 @@ def number(variable: str, default: float, least: float = 1) -> float:
         value = float(text)
     except ValueError:
         value = -1
-    if not value >= least:
+    if not least <= value < math.inf:
         raise ValueError(f"{variable} is {text!r}; it must be a number of at least {least:g}")
     return value

@@ -50,14 +50,18 @@ def work(channel: Channel, settings: Settings, supervisor: int) -> int:
     log.info("model %s is ready after %.2f s", predictor.model_version, time.perf_counter() - started)
     channel.ready(json.dumps({"model_version": predictor.model_version}).encode())
     channel.worker.settimeout(PARENT_CHECK)
+    own = os.getpid()
     while os.getppid() == supervisor:
         try:
-            kind, number, length = channel.receive(channel.worker)
+            message = channel.receive(channel.worker)
         except TimeoutError:
             continue
-        channel.begin(number)
-        outcome, answer = respond(predictor, kind, channel.read(length))
-        channel.send(channel.worker, Message(outcome, number, channel.write([json.dumps(answer).encode()])))
+        if message.process != own:
+            continue  # meant for the one before; whoever sent it does so again
+        channel.begin(message.number)
+        outcome, answer = respond(predictor, message.kind, channel.read(message.length))
+        length = channel.write([json.dumps(answer).encode()])
+        channel.send(channel.worker, Message(outcome, own, message.number, length))
     return 0
 
 

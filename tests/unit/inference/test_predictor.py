@@ -14,7 +14,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from predictor import BATCH, FILES, BadArtifact, Predictor, obstacle
+from predictor import FILES, BadArtifact, Predictor, obstacle
 from preprocessing import Preprocess
 from tests.makers.models import make_artifact
 
@@ -44,18 +44,6 @@ def test_a_picture_gets_the_same_answer_alone_and_in_a_batch(tmp_path):
         np.array_equal(predictor.predict(image[None])[0], row) for image, row in zip(images, together, strict=True)
     )
     assert np.array_equal(predictor.predict(images[::2]), together[::2]), "a view with gaps is taken too"
-
-
-def test_pictures_are_not_answered_together_where_that_changes_an_answer(tmp_path, monkeypatch):
-    predict = Predictor.predict
-
-    def rounds_otherwise(self, images):
-        return np.nextafter(predict(self, images), np.float32(len(images) > 1))
-
-    make_artifact(tmp_path)
-    assert list(Predictor(tmp_path)._requests) == [BATCH, 1]
-    monkeypatch.setattr(Predictor, "predict", rounds_otherwise)
-    assert list(Predictor(tmp_path)._requests) == [1]
 
 
 def test_top_lists_the_likeliest_first_and_equals_in_the_order_of_the_classes(tmp_path):

@@ -195,6 +195,19 @@ def test_clients_that_go_away_leave_nothing_behind(artifact):
         assert call(server.port, body=RED)[0] == 200
 
 
+def test_a_client_that_goes_away_gives_up_its_place_in_the_queue(artifact):
+    """GIVEN room for two, one at work WHEN the one that waits goes away THEN the next is not turned away."""
+    head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: {CROPS}\r\nContent-Length: {len(RED) * 40}\r\n\r\n"
+    with running(artifact, slow=0.4, QUEUE_SIZE="2") as server, ThreadPoolExecutor(1) as client:
+        first = client.submit(call, server.port, "/invocations", RED * 4)
+        time.sleep(0.3)
+        with socket.create_connection(("127.0.0.1", server.port)) as leaving:
+            leaving.sendall(head.encode() + RED * 40)  # sixteen seconds of work
+            assert until(lambda: call(server.port, body=RED)[0] == 429)
+        assert until(lambda: call(server.port, body=RED)[0] == 200)
+        assert first.result()[0] == 200
+
+
 def test_overload_is_429_while_ping_answers_at_once(artifact):
     """GIVEN room for 4 requests of half a second WHEN 12 come THEN 4 are answered, 8 turned away, and none failed."""
     with running(artifact, slow=0.5, QUEUE_SIZE="4") as server, ThreadPoolExecutor(12) as clients:
@@ -305,6 +318,20 @@ def test_a_request_that_kills_its_worker_costs_that_request_only(artifact):
         assert [other.result()[0] for other in others] == [200] * 4
 
 
+def test_a_worker_that_dies_while_the_server_drains_is_put_back(artifact):
+    with running(artifact, slow=0.5) as server, ThreadPoolExecutor(3) as clients:
+        deadly = clients.submit(call, server.port, "/invocations", RED * 4)
+        time.sleep(0.3)
+        others = [clients.submit(call, server.port, "/invocations", RED + BLUE) for _ in range(2)]
+        time.sleep(0.2)
+        workers = workers_of(server)
+        server.process.terminate()
+        os.kill(*workers, signal.SIGKILL)
+        assert deadly.result()[1]["error"]["code"] == "WorkerDied"
+        assert [other.result()[0] for other in others] == [200] * 2
+        assert server.process.wait(timeout=10) == 0
+
+
 def test_a_worker_that_hangs_is_replaced(artifact):
     with running(artifact, REQUEST_TIMEOUT="0.5") as server:
         first = workers_of(server)
@@ -321,6 +348,20 @@ def test_a_worker_that_cannot_start_again_ends_the_server(tmp_path):
         (tmp_path / "model.xml").unlink()
         os.kill(*workers_of(server), signal.SIGKILL)
         assert server.process.wait(timeout=15) == 78
+
+
+def test_nothing_outlives_a_supervisor_that_dies_while_no_worker_is_ready(artifact):
+    server = Running(artifact, WORKERS="2")
+    assert until(lambda: len(psutil.Process(server.process.pid).children()) == 3)
+    family = psutil.Process(server.process.pid).children()
+    for worker in family[1:]:
+        worker.suspend()
+    server.process.kill()
+    server.process.wait()
+    for worker in family[1:]:
+        worker.kill()
+    assert until(lambda: not any(alive(process.pid) for process in family))
+    server.end()
 
 
 def test_nothing_outlives_the_supervisor(artifact):
@@ -359,6 +400,17 @@ def test_a_wrong_setting_is_named(artifact):
     server = Running(artifact, QUEUE_SIZE="many")
     assert server.process.wait(timeout=15) == 78
     assert "QUEUE_SIZE is 'many'" in server.end()
+
+
+@pytest.mark.parametrize("setting", ["MAX_PAYLOAD_BYTES=inf", "REQUEST_TIMEOUT=nan", "RUN_AS=nobody-of-this-name"])
+def test_an_impossible_setting_is_one_line(artifact, setting):
+    variable, value = setting.split("=")
+    if variable == "RUN_AS" and os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    server = Running(artifact, **{variable: value})
+    assert server.process.wait(timeout=15) == 78
+    log = server.end()
+    assert f"{variable} is '{value}'" in log and len(log.splitlines()) == 1
 
 
 def test_a_taken_port_is_one_clear_sentence(artifact):
