@@ -112,6 +112,8 @@ def by_openvino(layer: Layer, precision: str, relu: bool) -> Timed:
     import openvino as ov
     from openvino import opset13 as op
 
+    from predictor import core
+
     rng = np.random.default_rng(0)
     weights: Any = op.constant(
         rng.normal(0, 0.05, (layer.after, layer.before, layer.kernel, layer.kernel)).astype(np.float32)
@@ -130,7 +132,7 @@ def by_openvino(layer: Layer, precision: str, relu: bool) -> Timed:
         answer = _quantised(answer, 0.0 if relu else -1.0, 1.0, 256)
     model = ov.Model([answer], [images], "layer")
     hint = "bf16" if precision == "bf16" else "f32"
-    compiled = ov.Core().compile_model(model, "CPU", {**SETTINGS, "INFERENCE_PRECISION_HINT": hint, "PERF_COUNT": True})
+    compiled = core().compile_model(model, "CPU", {**SETTINGS, "INFERENCE_PRECISION_HINT": hint, "PERF_COUNT": True})
     request = compiled.create_infer_request()
     given = rng.random((1, layer.before, layer.size, layer.size), np.float32)
     kinds = ("Convolution", "FullyConnected", "MatMul")
@@ -195,13 +197,12 @@ def models(artifact: Path, precisions: list[str]) -> dict[str, Timed]:
 
 def batched(artifact: Path, precision: str, batch: int) -> Timed:
     """The time for each picture of a batch, as the predictor compiles the model."""
-    import openvino as ov
+    from predictor import core
 
-    core = ov.Core()
-    model = core.read_model(artifact / ("int8/model.xml" if precision == "int8" else "model.xml"))
+    model = core().read_model(artifact / ("int8/model.xml" if precision == "int8" else "model.xml"))
     model.reshape([batch, 224, 224, 3])
     hint = "bf16" if precision == "bf16" else "f32"
-    request = core.compile_model(
+    request = core().compile_model(
         model, "CPU", {**SETTINGS, "INFERENCE_PRECISION_HINT": hint}
     ).create_infer_request()  # fmt: skip
     crops = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), np.uint8)

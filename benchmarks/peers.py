@@ -67,9 +67,8 @@ def ours(precision: str, artifact: Path) -> Server:
         return [*words, "--port", str(port), "--workers", str(workers)]
 
     text = (CHECKOUT / "inference" / "requirements.txt").read_text()
-    return Server(
-        f"Houndloop, {precision}", precision, text, command, torch=False, environment={"PRECISION": precision}
-    )
+    environment = {"PRECISION": precision, "MALLOC_ARENA_MAX": "1"}  # the latter as in the image
+    return Server(f"Houndloop, {precision}", precision, text, command, torch=False, environment=environment)
 
 
 def fastapi(torch: str = "eager") -> Server:

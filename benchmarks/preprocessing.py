@@ -76,7 +76,7 @@ def normalised_by_openvino(spec: Any) -> Callable[[bytes], Any]:
     import openvino as ov
     import torch
 
-    from convert import to_openvino
+    from convert import core, to_openvino
     from data import Normalise
 
     class First(torch.nn.Module):
@@ -90,7 +90,7 @@ def normalised_by_openvino(spec: Any) -> Callable[[bytes], Any]:
     shape = [1, spec.size, spec.size, 3]
     model = to_openvino(First().eval(), (torch.zeros(*shape, dtype=torch.uint8),), ("images", shape, ov.Type.u8))
     settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+    request = core().compile_model(model, "CPU", settings).create_infer_request()
 
     def normalise(pixels: bytes) -> Any:
         request.infer([np.frombuffer(pixels, np.uint8).reshape(shape)], share_inputs=True)

@@ -137,7 +137,10 @@ class Pool:
 
     def _dispatch(self) -> None:
         while self._queue and self._idle:
-            worker, request = self._idle.pop(), self._queue.popleft()
+            worker = self._idle.pop()
+            if not lives(worker.process):
+                continue  # the one that takes its place will say when it is ready
+            request = self._queue.popleft()
             worker.number += 1
             worker.request, worker.since = request, self._loop.time()
             length = worker.channel.write(request.body)
@@ -191,5 +194,5 @@ class Pool:
                 if worker.request and worker.since < late and not worker.killed:
                     log.error("worker %d was at one request for too long and is killed", worker.process)
                     worker.killed = True
-                    with suppress(ProcessLookupError):
+                    with suppress(OSError):  # it is gone, or its number is another's
                         os.kill(worker.process, signal.SIGKILL)

@@ -34,7 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="+", type=Path, metavar="picture")
     parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="where drawings go (here)")
-    parser.add_argument("--classes", type=int, default=5, metavar="N", help="most likely classes to show (5)")
+    parser.add_argument("--classes", type=int, default=5, metavar="N", help="likeliest classes to show, at most 5 (5)")
     parser.add_argument("--stack", default="houndloop", help="name of the CloudFormation stack (houndloop)")
     parser.add_argument("--endpoint", help="name of the endpoint (the stack's)")
     arguments = parser.parse_args()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 
 import pytest
 
@@ -11,7 +13,7 @@ from channel import Channel, Kind, Message
 from pool import Pool, Refused, Request
 from settings import Settings
 
-OLD, NEW = 2**40, 2**40 + 1  # processes that do not exist
+OLD, NEW = os.getpid(), os.getppid()  # any two that live
 
 
 def ready(channel: Channel, process: int) -> None:
@@ -86,6 +88,27 @@ def test_a_request_that_its_worker_had_begun_is_not_given_to_another():
 
     with pytest.raises(Refused, match="died"):
         asyncio.run(lost())
+
+
+def test_a_request_is_not_left_to_a_worker_that_is_dead_while_another_is_idle():
+    async def choose() -> bytes:
+        living, dead = Channel(100), Channel(100)
+        pool = Pool([living, dead], Settings())
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        for channel, process in ((living, OLD), (dead, gone.pid)):  # the last would be the first to be asked
+            ready(channel, process)
+            await asyncio.sleep(0.02)
+        request = Request(Kind.CROPS, [b"that"])
+        pool.ask(request)
+        living.worker.settimeout(5)
+        assert answer(living, OLD)
+        try:
+            return await asyncio.wait_for(request.answer, 5)
+        finally:
+            pool.close()
+
+    assert asyncio.run(choose()) == b"answer to that"
 
 
 def test_requests_that_grow_together_are_bounded_and_leave_nothing_behind(monkeypatch):
