@@ -111,6 +111,23 @@ def test_a_request_is_not_left_to_a_worker_that_is_dead_while_another_is_idle():
     assert asyncio.run(choose()) == b"answer to that"
 
 
+def test_only_a_worker_that_lives_can_answer():
+    async def die_and_come_back() -> list[bool]:
+        channel = Channel(100)
+        pool = Pool([channel], Settings())
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        found = [pool.can_answer()]
+        for process in (gone.pid, NEW):
+            ready(channel, process)
+            await asyncio.sleep(0.05)
+            found.append(pool.can_answer())
+        pool.close()
+        return found
+
+    assert asyncio.run(die_and_come_back()) == [False, False, True]
+
+
 def test_requests_that_grow_together_are_bounded_and_leave_nothing_behind(monkeypatch):
     """GIVEN room for 100 bytes WHEN two that were let in empty become 60 each THEN the second to grow is refused."""
     monkeypatch.setattr(pool_module, "MAX_WAITING_BYTES", 100)
