@@ -412,6 +412,15 @@ def _tuxedo(dog: Dog, canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     return _ragged(canvas, image, 0.2)
 
 
+def _belted(dog: Dog, canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
+    """One broad band around the middle of the body."""
+    middle = (dog.back[0][0] + dog.chest[0]) / 2 + rng.normal(0, 0.012)
+    width, slant = rng.uniform(0.13, 0.18), rng.uniform(-0.12, 0.12)
+    rows, columns = np.mgrid[0 : canvas.size, 0 : canvas.size].astype(np.float32) / canvas.size
+    inside = np.abs(columns - middle - slant * (rows - dog.back[1][1])) - (canvas.noise(14) - 0.5) * 0.04
+    return 1 - _above(inside, width / 2, 0.015)
+
+
 def _ragged(canvas: Canvas, image: Image.Image, roughness: float) -> np.ndarray:
     """A drawn shape with the edge of fur."""
     soft = image.filter(ImageFilter.BoxBlur(canvas.pixels * 0.018))
@@ -426,6 +435,7 @@ PATTERNS: dict[str, Callable[[Dog, Canvas, np.random.Generator], np.ndarray]] = 
     "solid": _solid,
     "spotted": _spotted,
     "tuxedo": _tuxedo,
+    "belted": _belted,  # the last one: a pattern's place is part of its pictures' seed
 }
 
 
