@@ -18,7 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +142,10 @@ def judge(answers: Answers, rows: list[dict], taken: list[int]) -> dict[str, Any
             predicted, probability = classes[label], float(answers.probabilities[at, label])
         seen[row["class"]] += 1
         right[row["class"]] += predicted == row["class"]
-        predictions.append({"sha256": row["sha256"], "class": row["class"], "predicted": predicted,
-                            "probability": round(probability, 6)})  # fmt: skip
+        milliseconds = None if label < 0 else round(float(answers.total_ms[at]), 3)
+        predictions.append({"sha256": row["sha256"], "origin": row.get("origin"), "class": row["class"],
+                            "predicted": predicted, "probability": round(probability, 6),
+                            "ms": milliseconds})  # fmt: skip
     return {
         "accuracy": sum(right.values()) / len(taken),
         "precision": answers.predictor.precision,
@@ -292,26 +294,43 @@ def explain(chosen: str, found: Mapping[str, Any], unavailable: dict[str, str], 
 # The comparison ------------------------------------------------------------------------------------------------------
 
 
+PAIRED = {(True, True): "both", (True, False): "only_champion", (False, True): "only_challenger",
+          (False, False): "neither"}  # fmt: skip
+
+
+def pair(challenger: list[dict], champion: list[dict], classes: set[str]) -> dict[str, Any]:
+    """Both models' answers to the same pictures of `classes`, counted by which of them was right: what a paired test
+    needs, in all and by class.
+    """
+    theirs = {answer["sha256"]: answer["predicted"] == answer["class"] for answer in champion}
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for answer in challenger:
+        name, sha256 = answer["class"], answer["sha256"]
+        if name in classes:
+            counts[name][PAIRED[theirs[sha256], answer["predicted"] == name]] += 1
+
+    def table(counted: Counter[str]) -> dict[str, int]:
+        return {"n": counted.total()} | {name: counted[name] for name in PAIRED.values()}
+
+    whole = table(sum(counts.values(), Counter()))
+    return whole | {
+        "challenger_correct": whole["both"] + whole["only_challenger"],
+        "champion_correct": whole["both"] + whole["only_champion"],
+        "per_class": {name: table(counts[name]) for name in sorted(counts)},
+    }
+
+
 def compare(challenger: dict, champion: dict | None, classes: list[str]) -> dict[str, Any]:
     """evaluation.json. `classes`: of the dataset; the champion was judged on those of them that it knows."""
     known = set(champion.pop("classes")) if champion else set()
     trained = set(challenger.pop("classes"))
     common = sorted(trained & known & set(classes))
-    counts = None
-    if champion:
-        here, there = challenger["per_class"], champion["per_class"]
-        tested = [name for name in common if name in here]
-        counts = {
-            "n": sum(here[name]["n"] for name in tested),
-            "challenger_correct": sum(here[name]["correct"] for name in tested),
-            "champion_correct": sum(there[name]["correct"] for name in tested),
-        }
     return {
         "challenger": challenger,
         "champion": champion,
         "common_classes": common,
         "new_classes": sorted(trained - known),
-        "common": counts,
+        "common": pair(challenger["predictions"], champion["predictions"], set(common)) if champion else None,
     }
 
 
