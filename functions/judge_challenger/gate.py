@@ -52,12 +52,13 @@ def judge(evaluation: dict[str, Any] | None, findings: dict[str, Any], threshold
         return {"promote": False, "sentence": checks[0].says, "checks": [asdict(check) for check in checks],
                 "thresholds": asdict(thresholds)}  # fmt: skip
     pairs = _pairs(evaluation)
-    comparison = _compare(evaluation, pairs, thresholds)
+    common = evaluation.get("common")
+    comparison = compare(common, thresholds) if common and common["n"] else None
     classes = _classes(evaluation, thresholds)
     latency = _latency(evaluation, pairs, thresholds)
     checks += [_enough(evaluation, comparison, thresholds), _accuracy(evaluation, thresholds)]
     if comparison:
-        checks += _no_worse(comparison, thresholds)
+        checks += no_worse(comparison, thresholds)
         checks.append(_no_collapse(classes, thresholds))
         if latency["pictures"]:
             checks.append(_no_slower(latency, thresholds))
@@ -96,11 +97,8 @@ def _pairs(evaluation: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, A
     return [(theirs[answer["sha256"]], answer) for answer in ours if answer["sha256"] in theirs]
 
 
-def _compare(evaluation: dict[str, Any], pairs: list, thresholds: Thresholds) -> dict[str, Any] | None:
-    """Champion and challenger on the classes that both know; None where there is nothing to compare."""
-    common = evaluation.get("common")
-    if not common or not common["n"]:
-        return None
+def compare(common: dict[str, Any], thresholds: Thresholds) -> dict[str, Any]:
+    """Champion and challenger on the classes that both know, by how many test pictures both, one or none got right."""
     n, lost, won = common["n"], common["only_champion"], common["only_challenger"]
     low, high = chance.tango(lost, won, n, thresholds.confidence)
     counts = {name: common[name] for name in ("n", "both", "only_champion", "only_challenger", "neither")}
@@ -190,7 +188,8 @@ def _accuracy(evaluation: dict[str, Any], thresholds: Thresholds) -> Check:
                  f"accuracy {accuracy:.1%} is {'not ' if passed else ''}under the floor of {floor:.1%}")  # fmt: skip
 
 
-def _no_worse(comparison: dict[str, Any], thresholds: Thresholds) -> Iterable[Check]:
+def no_worse(comparison: dict[str, Any], thresholds: Thresholds) -> Iterable[Check]:
+    """Is a drop shown, and if not, is a large one excluded? `comparison`: of `compare`."""
     n, lost, won = comparison["n"], comparison["only_champion"], comparison["only_challenger"]
     change, low, p, margin = comparison["change"], comparison["low"], comparison["p_worse"], thresholds.margin
     beyond = lost - won > margin * n + 1e-9  # 0.02 * 150 is a little more or less than 3

@@ -28,7 +28,8 @@ PARAMETERS = {
     "BatchSizes": "8,16",
     "LearningRateMin": "0.001",
     "LearningRateMax": "0.003",
-    "GateMargin": "0.3",  # of a handful of test pictures
+    "GateMinTestPictures": "4",  # there is only a handful
+    "GateMaxDrop": "1",  # which excludes nothing
     "EndpointInstanceCount": "1",
     "EndpointMaxInstanceCount": "2",
     "EndpointTargetInvocations": "100000",  # more than these tests send: what scales is what a test scales
