@@ -100,6 +100,9 @@ def parameters(collection: Collection, weights: Weights) -> dict[str, str]:
         "LearningRateMax": "0.002" if not pretrained else "0.002",
         "BatchSizes": "16,32",
     }
+    if not pretrained:
+        # Trained from nothing in a minute, a model gives up some of the old classes for a new one.
+        chosen["GateMargin"] = "0.1"
     if collection.fewest < FEW:
         # Eight photographs of a class leave one or two to test with: the gate's thresholds for shares of them would
         # judge chance. What is left must still beat guessing.

@@ -1,4 +1,6 @@
-"""With few pictures the demo lowers what the gate asks for, and says so; with enough it takes the template's defaults."""
+"""With few pictures the demo lowers what the gate asks for, and says so; with enough it takes the defaults."""
+
+from pathlib import Path
 
 import pytest
 
@@ -6,7 +8,7 @@ from local.demo import run
 from local.demo.data import Collection, Picture
 from local.demo.settings import Weights
 
-WEIGHTS = Weights(None, "none")
+WEIGHTS = Weights(Path("resnet18-f37072fd.pth"), "found")
 
 
 def collection(count: int) -> Collection:

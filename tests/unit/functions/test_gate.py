@@ -9,7 +9,7 @@ import pytest
 
 import evaluate
 from judge_challenger import app, chance, document
-from judge_challenger.gate import Thresholds, judge
+from judge_challenger.gate import Thresholds, compare, judge, no_worse
 from tests.makers.evaluations import CLEAN, evaluation
 
 THRESHOLDS = Thresholds(
@@ -117,6 +117,19 @@ def test_a_large_drop_must_be_excluded_where_few_pictures_show_nothing():
     assert found["comparison"]["p_worse"] > 0.05
     assert failed(found) == ["no large drop possible"] and "label more" in found["sentence"]
     assert verdict(both=75, only_champion=12, only_challenger=9, neither=4)["promote"]
+
+
+@pytest.mark.parametrize("n", [20, 45])
+def test_one_more_lost_never_saves_a_challenger_and_one_more_won_never_costs_it(n):
+    def stopped(lost: int, won: int) -> bool:
+        counts = {"n": n, "both": n - lost - won, "only_champion": lost, "only_challenger": won, "neither": 0}
+        return any(not check.passed for check in no_worse(compare(counts, THRESHOLDS), THRESHOLDS))
+
+    grid = {(a, b): stopped(a, b) for a in range(n + 1) for b in range(n + 1 - a)}
+    assert not grid[0, 0] and not grid[0, n] and grid[n, 0]
+    for (lost, won), blocks in grid.items():
+        assert not blocks or grid.get((lost + 1, won), True)
+        assert blocks or not grid.get((lost, won + 1), False)
 
 
 def test_with_too_few_pictures_no_test_can_tell():

@@ -1,6 +1,7 @@
 """prepare, train and evaluate from end to end, as processes under the container contract."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -133,7 +134,7 @@ def test_findings_and_report_are_whole(trained):
     assert all(rule["status"] in ("NoIssuesFound", "IssuesFound") for rule in named.values()), named
     assert findings["blocking"] == any(rule["blocking"] for rule in named.values())
     summary = findings["summary"]
-    assert summary["per_class"].keys() == set(PATTERNS) and summary["steps"]["count"] == 16
+    assert summary["per_class"].keys() == set(PATTERNS) and summary["steps"]["count"] == 16 and summary["model"]
     assert len(summary["skipped"]) == 1
     page = (data / "report.html").read_text()
     assert page.count("Plotly.newPlot(") >= 8
@@ -232,10 +233,15 @@ def test_evaluation_compares_by_class_name(trained, snapshot, tmp_path):
     assert challenger["latency_ms_p50"] > 0
     assert result["common_classes"] == ["dots", "stripes"] and result["new_classes"] == ["plain"]
     assert result["champion"]["per_class"].keys() == {"dots", "stripes"}
-    assert result["common"]["n"] == 6
-    assert result["common"]["challenger_correct"] == sum(
-        challenger["per_class"][name]["correct"] for name in ("dots", "stripes")
-    )
+    common = result["common"]
+    for who, name in itertools.product(("challenger", "champion"), ("dots", "stripes")):
+        paired = common["per_class"][name]
+        assert paired["both"] + paired[f"only_{who}"] == result[who]["per_class"][name]["correct"]
+    assert common["n"] == sum(common[kind] for kind in ("both", "only_champion", "only_challenger", "neither")) == 6
+    assert common["challenger_correct"] == sum(challenger["per_class"][name]["correct"] for name in ("dots", "stripes"))
+    assert common["per_class"].keys() == {"dots", "stripes"}, "plain is new to the champion, as cat is to the test"
+    for answer in [*challenger["predictions"], *result["champion"]["predictions"]]:
+        assert answer["ms"] > 0 and answer["origin"].startswith("s3://pictures/labelled/")
 
 
 def test_evaluation_without_champion_and_with_a_broken_archive(trained, snapshot, tmp_path):
