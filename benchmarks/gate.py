@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "functions"))
 
-from judge_challenger.gate import Thresholds, compare, no_worse
+from judge_challenger.gate import Thresholds, compare, no_large_drop, not_worse
 
 CHANGES = (0.02, 0.0, -0.02, -0.04, -0.08, -0.16)  # of the share of pictures that is right
 NEGLIGIBLE = 1e-9  # outcomes less probable are left out
@@ -41,7 +41,7 @@ def inferior(found: dict[str, Any], thresholds: Thresholds) -> bool:
 
 
 def gate(found: dict[str, Any], thresholds: Thresholds) -> bool:
-    return any(not check.passed for check in no_worse(found, thresholds))
+    return not (not_worse(found, thresholds).passed and no_large_drop(found, thresholds).passed)
 
 
 RULES: dict[str, Rule] = {"gate": gate, "margin": observed, "McNemar": mcnemar, "non-inf.": inferior}

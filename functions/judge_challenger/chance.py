@@ -31,17 +31,17 @@ def mcnemar(lost: int, won: int) -> float:
     return (2 * beyond + case) / 2 ** (tosses + 1)
 
 
-def fisher(n: int, champion: int, challenger: int) -> float:
-    """How probable so few right answers of the challenger are, or fewer, if both models are right equally often.
+def fisher(right: int, n: int, other_right: int, other_n: int) -> float:
+    """How probable it is that so few of `n` answers are right, or fewer, if the share is that of the others.
 
-    `champion` and `challenger`: how many of the same `n` pictures each got right. Fisher's exact test, which does not
-    look at which pictures those are: models that find the same pictures hard differ less than it allows for, so it
-    errs on the side of the challenger. It is for classes of a few pictures, where McNemar's test cannot speak up: seven
-    pictures that are all lost are seven tosses to it, 0.4 %, which is nothing among a hundred classes.
+    Fisher's exact test, of two unpaired shares. Of two models' answers to the same pictures it does not see which ones
+    they are: models that find the same pictures hard differ less than it allows for, so it errs on the careful side. It
+    is for classes of a few pictures, where McNemar's test cannot speak up at all: seven pictures that are all lost
+    are seven tosses to it, 0.4 %, which is nothing among a hundred classes.
     """
-    right = champion + challenger
-    ways = sum(comb(n, k) * comb(n, right - k) for k in range(max(0, right - n), challenger + 1))
-    return ways / comb(2 * n, right)
+    total = right + other_right
+    ways = sum(comb(n, k) * comb(other_n, total - k) for k in range(max(0, total - other_n), right + 1))
+    return ways / comb(n + other_n, total)
 
 
 def wilson(right: int, n: int, confidence: float) -> tuple[float, float]:

@@ -30,7 +30,12 @@ def page(verdict: dict[str, Any]) -> str:
         _table(("Check", "Found", "Asked for", "Passed"), map(_check, verdict["checks"])),
     ]
     if comparison := verdict.get("comparison"):
-        parts += [_comparison(comparison, verdict["thresholds"]), _pictures(verdict)]
+        parts.append("<h2>On the test pictures of the classes that both know</h2>")
+        parts.append(_comparison(comparison, verdict["thresholds"]))
+        if verdict["settled"]:
+            parts.append("<h2>On those of them that were in the champion's own test, too</h2>")
+            parts.append(_comparison(verdict["settled"], verdict["thresholds"]))
+        parts.append(_pictures(verdict))
     if classes := verdict.get("per_class"):
         parts += ["<h2>Classes</h2>", _classes(classes, set(verdict["new_classes"]), verdict["thresholds"])]
     head = f"<meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
@@ -51,8 +56,7 @@ def _comparison(found: dict[str, Any], thresholds: dict[str, Any]) -> str:
         ("champion wrong", str(found["only_challenger"]), str(found["neither"])),
     ]
     return (
-        f"<h2>On the {found['n']} test pictures of the classes that both know</h2>"
-        + _table(("", "challenger right", "challenger wrong"), rows, numbers=True)
+        _table((f"{found['n']} pictures", "challenger right", "challenger wrong"), rows, numbers=True)
         + _interval(found, thresholds)
         + f"<p>Change {found['change']:+.1%}; not under {found['low']:+.1%} and not over {found['high']:+.1%}, each "
         f"with {level} confidence (Tango's score interval). Two equally good models differ like this, or more, in "

@@ -1,6 +1,5 @@
 """The gate: whether the challenger goes live, from figures alone. docs/gate.md has the reasons for its rules."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -9,6 +8,9 @@ from judge_challenger import chance
 
 NAMED = 5  # classes that a sentence names; the document has them all
 LISTED = 200  # pictures of each kind that the document lists
+STRIKING = 0.001  # probability of what is told as a doubt about labels
+COMMON = "of the classes both know"
+SETTLED = "that were in the champion's own test, too"
 
 
 @dataclass(frozen=True)
@@ -54,28 +56,36 @@ def judge(evaluation: dict[str, Any] | None, findings: dict[str, Any], threshold
     pairs = _pairs(evaluation)
     common = evaluation.get("common")
     comparison = compare(common, thresholds) if common and common["n"] else None
+    settled = _settled(common, thresholds) if common else None
     classes = _classes(evaluation, thresholds)
     latency = _latency(evaluation, pairs, thresholds)
     checks += [_enough(evaluation, comparison, thresholds), _accuracy(evaluation, thresholds)]
     if comparison:
-        checks += no_worse(comparison, thresholds)
+        checks.append(not_worse(comparison, thresholds))
+        if checks[-1].passed and comparison["n"] >= thresholds.min_test_pictures:  # else it is said already
+            checks.append(no_large_drop(comparison, thresholds))
+        if settled:
+            checks.append(not_worse(settled, thresholds, SETTLED))
         checks.append(_no_collapse(classes, thresholds))
         if latency["pictures"]:
             checks.append(_no_slower(latency, thresholds))
     if evaluation.get("champion") and evaluation["new_classes"]:
         checks.append(_learnt(evaluation["new_classes"], classes, thresholds))
     against = [check.says for check in checks if not check.passed]
+    doubts = _doubts(comparison, settled)
     precision = evaluation["precision"]
     challenger = evaluation["challenger"]
     return {
         "promote": not against,
-        "sentence": "; ".join(against or [_why_promoted(evaluation, comparison), precision["reason"]]),
+        "sentence": "; ".join([*(against or [_why_promoted(evaluation, comparison), precision["reason"]]), *doubts]),
         "checks": [asdict(check) for check in checks],
         "accuracy": challenger["accuracy"],
         "precision": precision["chosen"],
         "champion_accuracy": (evaluation.get("champion") or {}).get("accuracy"),
         "change_on_common_classes": comparison["change"] if comparison else None,
         "comparison": comparison,
+        "settled": settled,
+        "doubts": doubts,
         "latency": latency,
         "per_class": classes,
         "new_classes": evaluation["new_classes"],
@@ -112,6 +122,31 @@ def compare(common: dict[str, Any], thresholds: Thresholds) -> dict[str, Any]:
     }
 
 
+def _settled(common: dict[str, Any], thresholds: Thresholds) -> dict[str, Any] | None:
+    """The same on those pictures alone that were test pictures, with these labels, when the champion was made.
+
+    None where that is not known, and where they are all the pictures or none.
+    """
+    settled = common.get("settled")
+    return compare(settled, thresholds) if settled and 0 < settled["n"] < common["n"] else None
+
+
+def _doubts(comparison: dict[str, Any] | None, settled: dict[str, Any] | None) -> list[str]:
+    """Labels that the champion contradicts much more often than the older ones. They may be right: the pictures of
+    today may differ from those it learnt. So they are told, and block nothing by themselves.
+    """
+    if not comparison or not settled:
+        return []
+    old, n = settled["both"] + settled["only_champion"], comparison["n"] - settled["n"]
+    right = comparison["both"] + comparison["only_champion"] - old
+    if right / n >= old / settled["n"] / 2 or chance.fisher(right, n, old, settled["n"]) >= STRIKING:
+        return []
+    return [
+        f"are the new labels right? The champion agrees with {right} of {n} new test pictures of classes it knows, and "
+        f"with {old} of {settled['n']} older ones"
+    ]
+
+
 def _classes(evaluation: dict[str, Any], thresholds: Thresholds) -> dict[str, dict[str, Any]]:
     """By name: test pictures, those right, with bounds of the share, and those of a champion that knows the class."""
     common = (evaluation.get("common") or {}).get("per_class", {})
@@ -124,7 +159,7 @@ def _classes(evaluation: dict[str, Any], thresholds: Thresholds) -> dict[str, di
             champion = paired["both"] + paired["only_champion"]
             found[name] |= {"champion_correct": champion, "only_champion": paired["only_champion"],
                             "only_challenger": paired["only_challenger"],
-                            "p_worse": chance.fisher(n, champion, correct)}  # fmt: skip
+                            "p_worse": chance.fisher(correct, n, champion, n)}  # fmt: skip
     return found
 
 
@@ -188,35 +223,39 @@ def _accuracy(evaluation: dict[str, Any], thresholds: Thresholds) -> Check:
                  f"accuracy {accuracy:.1%} is {'not ' if passed else ''}under the floor of {floor:.1%}")  # fmt: skip
 
 
-def no_worse(comparison: dict[str, Any], thresholds: Thresholds) -> Iterable[Check]:
-    """Is a drop shown, and if not, is a large one excluded? `comparison`: of `compare`."""
+def not_worse(comparison: dict[str, Any], thresholds: Thresholds, which: str = COMMON) -> Check:
+    """Is a drop over the margin shown? `comparison`: of `compare`, over the test pictures `which`."""
     n, lost, won = comparison["n"], comparison["only_champion"], comparison["only_challenger"]
-    change, low, p, margin = comparison["change"], comparison["low"], comparison["p_worse"], thresholds.margin
+    change, p, margin = comparison["change"], comparison["p_worse"], thresholds.margin
     beyond = lost - won > margin * n + 1e-9  # 0.02 * 150 is a little more or less than 3
     by_chance = p >= 1 - thresholds.confidence
+    pictures = f"the champion on the {n} test pictures {which}"
     figures = f"{lost} lost, {won} won, by chance in {_percent(p)} of cases"
+    says = f"{change:+.1%} against {pictures}"
     if beyond and not by_chance:
-        says = (
-            f"{-change:.1%} worse than the champion on the {n} test pictures of the classes both know ({figures}); "
-            f"{margin:.1%} is allowed"
-        )
+        says = f"{-change:.1%} worse than {pictures} ({figures}); {margin:.1%} is allowed"
     elif beyond:
-        says = f"{-change:.1%} worse than the champion, which may be chance ({figures})"
-    else:
+        says += f", which may be chance ({figures})"
+    return Check(
+        "not worse than the champion" if which == COMMON else "not worse on older pictures",
+        by_chance or not beyond,
+        f"{change:+.1%}, p = {p:.3g}",
+        f"at least -{margin:.1%}, or p of {1 - thresholds.confidence:.3g} or more",
+        f"{says}; drops show from {comparison['visible_drop']:.1%} on" if by_chance or not beyond else says,
+    )
+
+
+def no_large_drop(comparison: dict[str, Any], thresholds: Thresholds) -> Check:
+    """Is a large drop excluded, where none is shown?"""
+    low, max_drop = comparison["low"], thresholds.max_drop
+    passed = low >= -max_drop
+    says = f"it is {-low:.1%} worse than the champion at worst" if low < 0 else "it is better than the champion"
+    if not passed:
         says = (
-            f"{change:+.1%} against the champion on the {n} test pictures of the classes both know, which show drops "
-            f"from {comparison['visible_drop']:.1%} on"
+            f"it may be {-low:.1%} worse than the champion, and {max_drop:.1%} must be excluded: the "
+            f"{comparison['n']} test pictures {COMMON} say no more than that, label more"
         )
-    yield Check("not worse than the champion", not beyond or by_chance, f"{change:+.1%}, p = {p:.3g}",
-                f"at least -{margin:.1%}, or p of {1 - thresholds.confidence:.3g} or more", says)  # fmt: skip
-    if n >= thresholds.min_test_pictures and not (beyond and not by_chance):  # else it is said already
-        passed = low >= -thresholds.max_drop
-        says = (
-            f"it may be {-low:.1%} worse than the champion on the classes both know, and {thresholds.max_drop:.1%} "
-            f"must be excluded: {n} test pictures say no more than that, label more"
-        )
-        yield Check("no large drop possible", passed, f"{low:+.1%} at worst", f"at least -{thresholds.max_drop:.1%}",
-                    f"it is {-low:.1%} worse at worst" if passed else says)  # fmt: skip
+    return Check("no large drop possible", passed, f"{low:+.1%} at worst", f"at least -{max_drop:.1%}", says)
 
 
 def _no_collapse(classes: dict[str, dict[str, Any]], thresholds: Thresholds) -> Check:

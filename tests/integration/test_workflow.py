@@ -198,6 +198,9 @@ def test_a_model_is_served_in_the_precision_that_was_chosen_for_it(workflow: Wor
     workflow.run(found(findings()))
     arguments = workflow.arguments("Evaluate")["AppSpecification"]["ContainerArguments"]
     assert arguments[-2:] == ["--champion-precision", "int8"], "what this champion is served in"
+    *_, settled, champion = workflow.arguments("Evaluate")["ProcessingInputs"]
+    assert (settled["InputName"], champion["InputName"]) == ("settled", "champion")
+    assert settled["S3Input"]["S3Uri"] == f"s3://{ARTIFACTS}/datasets/d/manifest.jsonl", "what this champion learnt"
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ Counts = tuple[int, int, int, int]
 def evaluation(
     both: int = 0, only_champion: int = 0, only_challenger: int = 0, neither: int = 0, *,
     classes: dict[str, Counts] | None = None, new: dict[str, tuple[int, int]] | None = None, champion: bool = True,
-    milliseconds: tuple[float, float] = (10.0, 10.0),
+    milliseconds: tuple[float, float] = (10.0, 10.0), settled: Counts | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One class, `beagle`, with so many test pictures that both, one or none of the models got right.
 
     `classes`: the same for several; `new`: (right, all) of classes that the champion does not know; without `champion`
-    every class is new; `milliseconds`: a picture's, of challenger and champion.
+    every class is new; `milliseconds`: a picture's, of challenger and champion; `settled`: how many of the known
+    classes' pictures were in the champion's own test, where that is known.
     """
     known = classes or {"beagle": (both, only_champion, only_challenger, neither)}
     numbers = itertools.count()
@@ -48,6 +49,7 @@ def evaluation(
             "challenger_correct": total["both"] + total["only_challenger"],
             "champion_correct": total["both"] + total["only_champion"],
             "per_class": per_class,
+            "settled": settled and {"n": sum(settled)} | dict(zip(KINDS, settled, strict=True)),
         }
         if champion
         else None,

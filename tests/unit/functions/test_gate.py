@@ -9,7 +9,7 @@ import pytest
 
 import evaluate
 from judge_challenger import app, chance, document
-from judge_challenger.gate import Thresholds, compare, judge, no_worse
+from judge_challenger.gate import Thresholds, compare, judge, no_large_drop, not_worse
 from tests.makers.evaluations import CLEAN, evaluation
 
 THRESHOLDS = Thresholds(
@@ -34,7 +34,7 @@ def test_published_figures_come_out():
     assert chance.tango(7, 1, 21, 0.975) == pytest.approx((-0.517, -0.026), abs=5e-4)
     assert 2 * chance.mcnemar(7, 1) == pytest.approx(0.039, abs=5e-4)
     assert chance.wilson(81, 263, 0.975) == pytest.approx((0.2553, 0.3662), abs=5e-5), "Newcombe 1998, table I"
-    assert chance.fisher(4, 3, 1) == pytest.approx(17 / 70), "Fisher's own tea"
+    assert chance.fisher(1, 4, 3, 4) == pytest.approx(17 / 70), "Fisher's own tea"
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (3, 0), (0, 3), (7, 2), (150, 130)])
@@ -123,7 +123,8 @@ def test_a_large_drop_must_be_excluded_where_few_pictures_show_nothing():
 def test_one_more_lost_never_saves_a_challenger_and_one_more_won_never_costs_it(n):
     def stopped(lost: int, won: int) -> bool:
         counts = {"n": n, "both": n - lost - won, "only_champion": lost, "only_challenger": won, "neither": 0}
-        return any(not check.passed for check in no_worse(compare(counts, THRESHOLDS), THRESHOLDS))
+        found = compare(counts, THRESHOLDS)
+        return not (not_worse(found, THRESHOLDS).passed and no_large_drop(found, THRESHOLDS).passed)
 
     grid = {(a, b): stopped(a, b) for a in range(n + 1) for b in range(n + 1 - a)}
     assert not grid[0, 0] and not grid[0, n] and grid[n, 0]
@@ -150,13 +151,44 @@ def test_a_known_class_that_is_lost_blocks_although_all_others_hold():
     found = judge(evaluation(classes=classes), CLEAN, THRESHOLDS)
     assert failed(found) == ["no known class lost"]
     assert found["sentence"] == "known classes lost: pug (7 of 7 test pictures before, 0 now)"
-    assert chance.mcnemar(7, 0) > 0.05 / 100 > chance.fisher(7, 7, 0)
+    assert chance.mcnemar(7, 0) > 0.05 / 100 > chance.fisher(0, 7, 7, 7)
 
 
 @pytest.mark.parametrize("counts", [(0, 4, 0, 1), (2, 3, 0, 0), (4, 6, 0, 0)])
 def test_a_known_class_that_is_worse_by_chance_or_over_the_floor_does_not_block(counts):
     classes = {f"class {number}": (9, 0, 0, 1) for number in range(99)} | {"pug": counts}
     assert judge(evaluation(classes=classes), CLEAN, THRESHOLDS)["promote"]
+
+
+# --- Labels that changed since ---
+
+
+def test_new_labels_that_are_wrong_cannot_speak_for_a_model_that_learnt_them():
+    """Forty older test pictures, of which it loses ten; and forty new ones, of which only it gets twenty right."""
+    given = evaluation(both=30, only_champion=10, only_challenger=20, neither=20, settled=(30, 10, 0, 0))
+    found = judge(given, CLEAN, THRESHOLDS)
+    assert found["change_on_common_classes"] > 0 and failed(found) == ["not worse on older pictures"]
+    assert "25.0% worse than the champion on the 40 test pictures that were in the champion's own" in found["sentence"]
+    assert found["sentence"].endswith(
+        "are the new labels right? The champion agrees with 0 of 40 new test pictures of classes it knows, and with "
+        "40 of 40 older ones"
+    )
+
+
+def test_new_pictures_that_the_champion_does_not_know_are_told_and_block_nothing():
+    found = judge(evaluation(both=42, only_challenger=38, settled=(40, 0, 0, 0)), CLEAN, THRESHOLDS)
+    assert found["promote"] and "The champion agrees with 2 of 40 new" in found["sentence"]
+
+
+def test_a_few_new_pictures_that_it_gets_wrong_are_no_reason_to_doubt_labels():
+    found = judge(evaluation(both=42, only_challenger=2, settled=(40, 0, 0, 0)), CLEAN, THRESHOLDS)
+    assert found["promote"] and found["doubts"] == [] and found["settled"]["n"] == 40
+
+
+@pytest.mark.parametrize("settled", [None, (0, 0, 0, 0), (80, 0, 0, 0)])
+def test_older_pictures_are_looked_at_apart_only_where_there_are_others(settled):
+    found = judge(evaluation(both=80, settled=settled), CLEAN, THRESHOLDS)
+    assert found["settled"] is None and found["promote"]
 
 
 # --- New classes, the first model, findings, latency ---
@@ -254,12 +286,17 @@ def test_it_lists_the_pictures_that_only_one_got_right():
 
 @pytest.mark.parametrize(
     "given",
-    [{"both": 90, "new": {"<b>pug": (8, 10)}}, {"both": 0, "only_challenger": 50, "champion": False}, None],
+    [
+        {"both": 90, "new": {"<b>pug": (8, 10)}, "settled": (60, 0, 0, 0)},
+        {"both": 0, "only_challenger": 50, "champion": False},
+        None,
+    ],
     ids=["with a champion", "the first model", "not evaluated"],
 )
 def test_every_verdict_makes_a_page(given):
     found = judge(evaluation(**given) if given else None, CLEAN if given else BLOCKING, THRESHOLDS)
     page = document.page(found | {"run": "1", "dataset": "d" * 64, "champion": "0" if given else None})
+    assert ("champion&#x27;s own test" in page or "champion's own test" in page) == bool(found.get("settled"))
     for check in found["checks"]:
         assert check["name"] in page
     assert "<script" not in page and "<b>" not in page
@@ -270,8 +307,13 @@ def test_every_verdict_makes_a_page(given):
 
 def test_the_counts_of_the_evaluation_are_those_of_its_answers():
     """The maker of these tests' evaluations counts for itself; the job must count alike."""
-    given = evaluation(both=80, only_champion=12, only_challenger=3, neither=5, new={"pug": (8, 10)})
-    counted = evaluate.pair(given["challenger"]["predictions"], given["champion"]["predictions"], {"beagle"})
+    given = evaluation(
+        both=80, only_champion=12, only_challenger=3, neither=5, new={"pug": (8, 10)}, settled=(80, 5, 0, 0)
+    )
+    settled = {(answer["sha256"], answer["class"]) for answer in given["challenger"]["predictions"][:85]}
+    settled |= {(answer["sha256"], "of another class") for answer in given["challenger"]["predictions"]}
+    predictions = (given[model]["predictions"] for model in ("challenger", "champion"))
+    counted = evaluate.pair(*predictions, {"beagle"}, settled)
     assert counted == given["common"]
 
 

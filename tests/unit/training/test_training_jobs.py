@@ -213,10 +213,15 @@ def test_evaluation_compares_by_class_name(trained, snapshot, tmp_path):
     archive = tmp_path / "challenger" / "model.tar.gz"
     pack(trained[0] / "model", archive)
     champion = tmp_path / "champion" / "model.tar.gz"
+    settled = tmp_path / "settled"  # what the champion learnt from: without the pictures of one class
+    settled.mkdir()
+    rows = (snapshot / "dataset" / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (settled / "manifest.jsonl").write_text("".join(row for row in rows if '"stripes"' not in row))
     # a champion that knows the same classes under other indices, and one of them under no name of ours
     pack(trained[0] / "model", champion, {"classes.json": json.dumps(["stripes", "cat", "dots"]).encode()})
     run("evaluate.py", "--dataset", snapshot / "dataset", "--images", snapshot / "images", "--challenger",
-        archive.parent, "--champion", champion.parent, "--output", tmp_path / "out", opt_ml=tmp_path)  # fmt: skip
+        archive.parent, "--champion", champion.parent, "--settled", settled, "--output", tmp_path / "out",
+        opt_ml=tmp_path)  # fmt: skip
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     challenger = result["challenger"]
     precision = result["precision"]
@@ -239,6 +244,7 @@ def test_evaluation_compares_by_class_name(trained, snapshot, tmp_path):
         assert paired["both"] + paired[f"only_{who}"] == result[who]["per_class"][name]["correct"]
     assert common["n"] == sum(common[kind] for kind in ("both", "only_champion", "only_challenger", "neither")) == 6
     assert common["challenger_correct"] == sum(challenger["per_class"][name]["correct"] for name in ("dots", "stripes"))
+    assert common["settled"] == common["per_class"]["dots"]
     assert common["per_class"].keys() == {"dots", "stripes"}, "plain is new to the champion, as cat is to the test"
     for answer in [*challenger["predictions"], *result["champion"]["predictions"]]:
         assert answer["ms"] > 0 and answer["origin"].startswith("s3://pictures/labelled/")
