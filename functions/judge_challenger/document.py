@@ -34,7 +34,7 @@ def page(verdict: dict[str, Any]) -> str:
         parts.append(_comparison(comparison, verdict["thresholds"]))
         if verdict["settled"]:
             parts.append("<h2>On those of them that were in the champion's own test, too</h2>")
-            parts.append(_comparison(verdict["settled"], verdict["thresholds"]))
+            parts.append(_comparison(verdict["settled"], verdict["thresholds"] | {"max_drop": 1}))
         parts.append(_pictures(verdict))
     if classes := verdict.get("per_class"):
         parts += ["<h2>Classes</h2>", _classes(classes, set(verdict["new_classes"]), verdict["thresholds"])]
@@ -68,13 +68,14 @@ def _comparison(found: dict[str, Any], thresholds: dict[str, Any]) -> str:
 
 def _interval(found: dict[str, Any], thresholds: dict[str, Any]) -> str:
     """The change with its bounds, between what is allowed and none, as a drawing."""
-    margin, max_drop = -thresholds["margin"], -thresholds["max_drop"]
-    reach = 1.1 * max(abs(found["low"]), abs(found["high"]), abs(max_drop), abs(margin), 0.01)
+    marks = [(0.0, "0", "#5b6775", 84), (-thresholds["margin"], "margin", "#c77700", 14)]
+    if thresholds["max_drop"] < 1:
+        marks.append((-thresholds["max_drop"], "largest drop", "#b3261e", 84))
+    reach = 1.1 * max(abs(found["low"]), abs(found["high"]), *(abs(mark[0]) for mark in marks))
 
     def x(share: float) -> float:
         return round(WIDTH / 2 + share / reach * (WIDTH / 2 - SIDE), 1)
 
-    marks = [(0.0, "0", "#5b6775", 84), (margin, "margin", "#c77700", 14), (max_drop, "largest drop", "#b3261e", 84)]
     lines = "".join(
         f"<line x1={x(at)} x2={x(at)} y1=20 y2=70 stroke={colour} stroke-dasharray=3 />"
         f"<text x={x(at)} y={y} text-anchor=middle>{name}</text>"
