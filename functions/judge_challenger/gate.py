@@ -51,7 +51,7 @@ def judge(evaluation: dict[str, Any] | None, findings: dict[str, Any], threshold
     """
     checks = [_findings(findings)]
     if evaluation is None:
-        return {"promote": False, "sentence": checks[0].says, "checks": [asdict(check) for check in checks],
+        return {"promote": False, "sentence": _sentence([checks[0].says]), "checks": [asdict(check) for check in checks],
                 "thresholds": asdict(thresholds)}  # fmt: skip
     pairs = _pairs(evaluation)
     common = evaluation.get("common")
@@ -77,7 +77,7 @@ def judge(evaluation: dict[str, Any] | None, findings: dict[str, Any], threshold
     challenger = evaluation["challenger"]
     return {
         "promote": not against,
-        "sentence": "; ".join([*(against or [_why_promoted(evaluation, comparison), precision["reason"]]), *doubts]),
+        "sentence": _sentence([*(against or [_why_promoted(evaluation, comparison), precision["reason"]]), *doubts]),
         "checks": [asdict(check) for check in checks],
         "accuracy": challenger["accuracy"],
         "precision": precision["chosen"],
@@ -312,6 +312,12 @@ def _no_slower(latency: dict[str, Any], thresholds: Thresholds) -> Check:
 
 
 # --- Words ---
+
+
+def _sentence(reasons: list[str]) -> str:
+    """One line without control characters, which the registry refuses: some of it is what programs said."""
+    text = "; ".join(reasons)
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 def _why_promoted(evaluation: dict[str, Any], comparison: dict[str, Any] | None) -> str:

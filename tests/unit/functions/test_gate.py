@@ -271,6 +271,12 @@ def test_the_precision_is_told_where_the_model_is_to_be_served():
     assert "int8" not in verdict(both=10, neither=90)["sentence"]
 
 
+def test_the_sentence_is_one_line_whatever_programs_say():
+    given = evaluation(both=90)
+    given["precision"]["reason"] = "served in f32; no bf16: Exception from core.cpp:1:\n\tnot\x07 supported"
+    assert judge(given, CLEAN, THRESHOLDS)["sentence"].endswith("no bf16: Exception from core.cpp:1: not supported")
+
+
 # --- The document ---
 
 
