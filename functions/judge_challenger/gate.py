@@ -51,8 +51,12 @@ def judge(evaluation: dict[str, Any] | None, findings: dict[str, Any], threshold
     """
     checks = [_findings(findings)]
     if evaluation is None:
-        return {"promote": False, "sentence": _sentence([checks[0].says]), "checks": [asdict(check) for check in checks],
-                "thresholds": asdict(thresholds)}  # fmt: skip
+        return {
+            "promote": False,
+            "sentence": _sentence([checks[0].says]),
+            "checks": [asdict(check) for check in checks],
+            "thresholds": asdict(thresholds),
+        }
     pairs = _pairs(evaluation)
     common = evaluation.get("common")
     comparison = compare(common, thresholds) if common and common["n"] else None
