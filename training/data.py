@@ -81,12 +81,14 @@ def load(folder: Path) -> Prepared:
 
 
 def chunks(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
-    """`order` in batches. A last batch of one picture joins the one before it: BatchNorm cannot learn from one value
-    per channel."""
-    parts = list(order.split(batch_size))
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [torch.cat(parts[-2:])]
-    return parts
+    """`order` in as many batches as `batch_size` asks for, of one size or of two that differ by one.
+
+    A few pictures left over for a last batch would each weigh several times as much as the others, and their means and
+    variances would be what BatchNorm learns last before an epoch is judged. No batch has one picture, unless there is
+    but one: BatchNorm cannot learn from one value per channel.
+    """
+    count = min(math.ceil(len(order) / batch_size), len(order) // 2)
+    return list(order.tensor_split(max(1, count)))
 
 
 def prefetch(read: Callable[[int], T], numbers: range, workers: int) -> Iterator[T]:

@@ -113,11 +113,15 @@ def test_light_is_changed_in_normalised_pictures():
     torch.testing.assert_close(normalise(images, light), expected)
 
 
-@pytest.mark.parametrize(("pictures", "size"), [(1, 4), (8, 4), (9, 4), (10, 4), (3, 16)])
-def test_no_batch_of_one_unless_there_is_but_one_picture(pictures, size):
+@pytest.mark.parametrize(
+    ("pictures", "size", "sizes"),
+    [(8, 4, [4, 4]), (9, 4, [3, 3, 3]), (10, 4, [4, 3, 3]), (100, 16, [15, 15, 14, 14, 14, 14, 14]), (3, 16, [3]),
+     (5, 2, [3, 2]), (3, 2, [3]), (1, 4, [1])],
+)  # fmt: skip
+def test_batches_are_of_one_size_or_nearly_and_none_is_of_one_picture(pictures, size, sizes):
     batches = chunks(torch.arange(pictures), size)
+    assert [len(batch) for batch in batches] == sizes
     assert torch.equal(torch.cat(batches), torch.arange(pictures))
-    assert min(map(len, batches)) > 1 or pictures == 1
 
 
 def test_batches_are_read_ahead_in_order_and_no_further():
