@@ -88,7 +88,9 @@ def test_an_old_version_that_is_erased_takes_no_label_with_it(aws, context):
     by_lifecycle = erase(aws, key, old, "03")
     for body in (old, new, by_lifecycle):
         register.handler(events.sqs_batch(body), context)
-    assert item(aws, key)["version_id"] == ObjectEvent.from_body(new).version_id and item(aws, key)["status"] == "ACTIVE"
+    assert (
+        item(aws, key)["version_id"] == ObjectEvent.from_body(new).version_id and item(aws, key)["status"] == "ACTIVE"
+    )
     assert ledger.read().revision == 1, "the first was gone already, and its end changed nothing"
 
 
@@ -98,7 +100,9 @@ def test_what_shows_again_when_the_newest_is_erased_is_the_label_again(aws, cont
     old, new = put(aws, key, picture(1), "01"), put(aws, key, picture(2), "02")
     register.handler(events.sqs_batch(old, new), context)
     register.handler(events.sqs_batch(erase(aws, key, new, "03")), context)
-    assert item(aws, key)["version_id"] == ObjectEvent.from_body(old).version_id and item(aws, key)["status"] == "ACTIVE"
+    assert (
+        item(aws, key)["version_id"] == ObjectEvent.from_body(old).version_id and item(aws, key)["status"] == "ACTIVE"
+    )
     marker = aws.s3.delete_object(Bucket=aws.bucket, Key=key)["VersionId"]
     register.handler(events.sqs_batch(events.object_deleted(aws.bucket, key, sequencer="04")), context)
     assert ledger.contents().labels == []
