@@ -214,6 +214,18 @@ def test_a_file_that_replaces_another_replaces_all_its_labels_at_once(bucket: Bu
     assert found() == [] and bucket.report("labels/a.manifest")["status"] == "DELETED"
 
 
+def test_when_an_old_version_of_a_file_ends_while_the_new_one_is_read_the_reading_goes_on(bucket: Bucket):
+    bucket.aws.s3.put_object(Bucket=bucket.name, Key="here/0.png", Body=picture(0))
+    old = bucket.put("labels/a.manifest", manifest([("here/0.png", "beagle")]))
+    bucket.put("labels/a.manifest", manifest([("here/0.png", "boxer")]))
+    bucket.erase("labels/a.manifest", old)
+    for _ in range(3):
+        bucket.deliver(0)
+    assert found() == [] and len(bucket.messages) == 1
+    bucket.deliver_all()
+    assert found() == [("here/0.png", "boxer")] and bucket.source("labels/a.manifest")["status"] == "READ"
+
+
 def test_a_file_that_is_exported_again_with_a_line_more_is_one_new_label(bucket: Bucket, monkeypatch):
     for n in range(3):
         bucket.aws.s3.put_object(Bucket=bucket.name, Key=f"here/{n}.png", Body=picture(n))
