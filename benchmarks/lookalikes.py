@@ -1,4 +1,4 @@
-"""How far the difference hashes of a picture's copies are apart, and those of different pictures; and how long it takes.
+"""How far apart the difference hashes of a picture's copies are, and those of different pictures; the search's time.
 
     python -m benchmarks.lookalikes
     python -m benchmarks.lookalikes --data /path/to/pets
