@@ -47,13 +47,13 @@ def consider(revision: int) -> str:
     if holder := state.lock_is_held(is_running):
         quiet.ask_again(revision, max(5, quiet.period_seconds()))
         return f"{holder} is running; the new labels wait for it to end"
-    labels = list(ledger.active_labels())
-    found = dataset.assemble(labels, int(os.environ["MIN_PICTURES_PER_CLASS"]))
+    contents = ledger.contents()
+    found = dataset.assemble(contents.labels, contents.splits, int(os.environ["MIN_PICTURES_PER_CLASS"]))
     if reason := dataset.why_too_small(found):
         return f"no run: {reason}"
     if state.get("dataset", found.hash):
         return 'no run: this very dataset was trained already; start an execution with {"force": true} to repeat it'
-    if missing := missing_pictures(labels):
+    if missing := missing_pictures(contents.labels):
         return f"no run: {missing} new pictures missing of the {os.environ['MIN_NEW_PICTURES']} that a run needs"
     name = f"labels-{revision}-{entry.changed_at[:19].translate({ord(c): None for c in '-:T'})}"
     try:
