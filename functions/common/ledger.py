@@ -23,6 +23,8 @@ LABELLED = "labelled/"
 DEAL = ("train", "test", "validation", "train", "train", "train", "test", "validation", "train", "train")
 CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.\-]{0,62}")
 
+CHANGED = "SET changed_at = :now, waiting_since = if_not_exists(waiting_since, :now) ADD revision :one"
+
 
 class BadLabel(ValueError):
     """An object under labelled/ that says no usable class; the text says why."""
@@ -30,10 +32,11 @@ class BadLabel(ValueError):
 
 @dataclass(frozen=True)
 class Ledger:
-    """How often the labels changed so far, and when last."""
+    """How often the labels changed so far, when last, and since when changes wait for somebody to look at them."""
 
     revision: int
     changed_at: str
+    waiting_since: str | None = None
 
 
 def table() -> Any:
@@ -105,7 +108,7 @@ def record(event: ObjectEvent, **attributes: Any) -> bool:
                         "Update": {
                             "TableName": table().name,
                             "Key": {"pk": "ledger"},
-                            "UpdateExpression": "SET changed_at = :now ADD revision :one",
+                            "UpdateExpression": CHANGED,
                             "ExpressionAttributeValues": {":now": now, ":one": 1},
                         }
                     },
@@ -137,7 +140,30 @@ def is_recorded(event: ObjectEvent) -> bool:
 def read() -> Ledger | None:
     """Where the ledger stands, or None before the first label."""
     item = table().get_item(Key={"pk": "ledger"}, ConsistentRead=True).get("Item")
-    return Ledger(int(item["revision"]), item["changed_at"]) if item else None
+    return Ledger(int(item["revision"]), item["changed_at"], item.get("waiting_since")) if item else None
+
+
+def settle(revision: int, at: str) -> None:
+    """Note that the labels up to `revision`, as they were at the time `at`, wait no longer.
+
+    They are in a snapshot, or were found too few for one. What changed meanwhile waits, since `at`: that is before it
+    changed, for which reason `at` is a time before the labels were read.
+    """
+    try:
+        table().update_item(
+            Key={"pk": "ledger"},
+            UpdateExpression="REMOVE waiting_since",
+            ConditionExpression="revision = :revision",
+            ExpressionAttributeValues={":revision": revision},
+        )
+    except ClientError as error:
+        if not aws.is_conditional(error):
+            raise
+        table().update_item(
+            Key={"pk": "ledger"},
+            UpdateExpression="SET waiting_since = :at",
+            ExpressionAttributeValues={":at": at},
+        )
 
 
 def active_labels() -> Iterator[Item]:

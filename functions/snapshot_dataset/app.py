@@ -20,7 +20,7 @@ class TooFewPictures(Exception):
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler(capture_response=False)
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    taken_at = clock.iso(clock.now())
+    taken_at, entry = clock.iso(clock.now()), ledger.read()
     found = dataset.assemble(ledger.active_labels(), int(os.environ["MIN_PICTURES_PER_CLASS"]))
     if reason := dataset.why_too_small(found):
         raise TooFewPictures(reason)
@@ -28,6 +28,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     prefix = f"datasets/{found.hash}"
     for name, body in documents(found, bucket).items():
         aws.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=body.encode())
+    if entry:
+        ledger.settle(entry.revision, taken_at)
     logger.info("snapshot", extra={"hash": found.hash, "counts": found.counts, "left_out": found.left_out})
     return {
         "hash": found.hash,

@@ -41,6 +41,7 @@ OPTIMIZED = {
 SDK = {
     "dynamodb:transactWriteItems": {"dynamodb:PutItem"},
     "s3:listObjectsV2": {"s3:ListBucket"},
+    "sfn:describeExecution": {"states:DescribeExecution"},
     "sagemaker:createTrainingJob": {"sagemaker:CreateTrainingJob", "iam:PassRole"},
     "sagemaker:createModel": {"sagemaker:CreateModel", "iam:PassRole"},
     "sagemaker:createModelPackage": {
@@ -61,7 +62,7 @@ SDK = {
     },
 }  # fmt: skip
 # Step Functions names services as the SDK for Java does.
-BOTO3_NAMES = {"applicationautoscaling": "application-autoscaling"}
+BOTO3_NAMES = {"applicationautoscaling": "application-autoscaling", "sfn": "stepfunctions"}
 # Every field that goes through an optimized integration. Those hold an older model of the API and refuse a newer field
 # only when it runs, so each addition here is a decision: is it a field that has been there for years?
 OPTIMIZED_FIELDS = {
@@ -151,10 +152,11 @@ def test_everything_that_scales_is_about_the_one_variant():
 
 
 def test_the_last_run_is_remembered_however_its_model_was_judged():
-    """What counts as newly labelled is counted from there."""
+    """What counts as newly labelled is counted from there, and so are new classes."""
     for name in ("Promote", "RecordRollback", "RecordRejection"):
         items = [item["Put"]["Item"] for item in STATES[name]["Arguments"]["TransactItems"]]
         assert {"pk": {"S": "dataset"}, "sk": {"S": "last"}}.items() <= items[-1].items(), name
+        assert {"run", "hash", "classes", "trained_at"} <= items[-1].keys(), name
 
 
 @pytest.mark.parametrize(("poll", "job"), [(1, 4 * 86400), (15, 4 * 86400), (15, 14400)])
@@ -167,21 +169,46 @@ def test_waiting_for_the_longest_training_leaves_room_in_the_history(poll: int, 
     assert 11 * looks < 15_000
 
 
+def following(state: dict[str, Any]) -> set[str]:
+    found = {state.get("Next"), state.get("Default")}
+    found |= {choice["Next"] for choice in state.get("Choices", [])}
+    found |= {catcher["Next"] for catcher in state.get("Catch", [])}
+    return {name for name in found if name}
+
+
 def test_every_way_through_ends_at_the_lock():
     """From where the lock is taken, every end is reached through FreeLock."""
-
-    def following(state: dict[str, Any]) -> set[str]:
-        found = {state.get("Next"), state.get("Default")}
-        found |= {choice["Next"] for choice in state.get("Choices", [])}
-        found |= {catcher["Next"] for catcher in state.get("Catch", [])}
-        return {name for name in found if name}
-
     reached, edge = {"PublishSources"}, {"PublishSources"}
     while edge:
         edge = set().union(*(following(STATES[name]) for name in edge if name != "FreeLock")) - reached
         reached |= edge
     assert "FreeLock" in reached and not reached & {"Done", "RunFailed"}
-    assert not STATES.keys() - reached - {"Begin", "TakeLock", "HowItEnded", "Done", "RunFailed"}, "unreachable states"
+    before = {"Begin", "TakeLock", "ReadLock", "IsLocked", "DescribeHolder", "IsHolderDead", "EndHolder", "WaitForLock"}
+    assert not STATES.keys() - reached - before - {"HowItEnded", "Done", "RunFailed"}, "unreachable states"
+
+
+def test_who_does_not_get_the_lock_touches_nothing():
+    """From TakeLock on, until the lock is taken, every way out is the end: what follows is another run's."""
+    reached, edge = {"TakeLock"}, {"TakeLock"}
+    while edge:
+        edge = set().union(*(following(STATES[name]) for name in edge)) - reached - {"PublishSources", "RunFailed"}
+        reached |= edge
+    assert reached == {"TakeLock", "ReadLock", "IsLocked", "DescribeHolder", "IsHolderDead", "EndHolder", "WaitForLock"}
+    assert [name for name in reached if "PublishSources" in following(STATES[name])] == ["TakeLock"]
+    writes = {integration(STATES[name]) for name in reached if STATES[name]["Type"] == "Task"}
+    assert writes == {
+        "dynamodb:putItem", "dynamodb:getItem", "aws-sdk:sfn:describeExecution", "lambda:invoke",
+    }  # fmt: skip
+    assert STATES["EndHolder"]["Arguments"]["FunctionName"] == "${EndRunFunction}"
+
+
+def test_the_roles_that_ask_about_executions_name_this_machines():
+    """By the machine's name, which is fixed: a role that refers to the machine that refers to the role is a circle."""
+    machine = template.resources("AWS::Serverless::StateMachine")["Retrain"]
+    assert machine["Name"] == {"Fn::Sub": "${Name}-retrain"}
+    text = (template.ROOT / "template.yaml").read_text()
+    arns = re.findall(r"Action: states:DescribeExecution\n\s+Resource: !Sub (\S+)", text)
+    assert len(arns) >= 3 and all(arn.endswith(":execution:${Name}-retrain:*") for arn in arns)
 
 
 def test_no_assignment_reads_what_is_assigned_beside_it():
@@ -227,5 +254,6 @@ def test_sdk_integrations_name_operations_and_parameters_that_exist(name: str):
     shape = model.operation_model(operation[0].upper() + operation[1:]).input_shape
     arguments = TASKS[name]["Arguments"]
     if isinstance(arguments, dict):
-        assert set(arguments) <= set(shape.members)
-        assert set(shape.required_members) <= set(arguments)
+        pascal = lambda names: {name[0].upper() + name[1:] for name in names}  # noqa: E731  whatever the API's own case
+        assert set(arguments) <= pascal(shape.members)
+        assert pascal(shape.required_members) <= set(arguments)
