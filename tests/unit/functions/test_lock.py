@@ -154,7 +154,7 @@ class Lock(RuleBasedStateMachine):
     def begin(self) -> Run:
         return self.begin_run()
 
-    @rule(target=somebody, run=consumes(somebody), steps=st.integers(1, 6))
+    @rule(target=somebody, run=consumes(somebody), steps=st.integers(1, 12))
     def go_on(self, run: Run, steps: int) -> Any:
         for _ in range(steps):
             if run.status == "RUNNING" and run.state != TAKEN:
@@ -223,7 +223,7 @@ def test_there_is_never_more_than_one_run_and_the_lock_is_never_lost(aws, monkey
         begin,
         settings=settings(
             max_examples=40,
-            stateful_step_count=25,
+            stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             phases=[Phase.reuse, Phase.generate],  # to make a failure short takes minutes
