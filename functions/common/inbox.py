@@ -1,4 +1,4 @@
-"""The inbox queue, for the functions that put pictures into it themselves."""
+"""The inbox queue, for the functions that put pictures into it themselves; and sending many messages to any queue."""
 
 import os
 
@@ -20,11 +20,14 @@ def queue_url() -> str:
     return os.environ["INBOX_QUEUE_URL"]
 
 
-def send(bodies: list[str]) -> None:
-    """Enqueue messages in this order; raises SendFailed, and all may then be sent again."""
+def send(bodies: list[str], queue: str | None = None) -> None:
+    """Enqueue messages in this order, in the inbox if no other is named; raises SendFailed, and all may be sent again.
+
+    Ten of them may have 256 kB together (SendMessageBatch).
+    """
     for start in range(0, len(bodies), MAX_BATCH):
         entries = [{"Id": str(i), "MessageBody": body} for i, body in enumerate(bodies[start : start + MAX_BATCH])]
-        answer = aws.client("sqs").send_message_batch(QueueUrl=queue_url(), Entries=entries)
+        answer = aws.client("sqs").send_message_batch(QueueUrl=queue or queue_url(), Entries=entries)
         if answer.get("Failed"):
             raise SendFailed(f"{len(answer['Failed'])} messages: {answer['Failed'][0].get('Message', '')}")
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from typing import Any
 from urllib.parse import quote
@@ -97,6 +98,21 @@ def newest_version(bucket: str, key: str) -> str | None:
         for version in page.get("Versions", []):  # newest first, and no key that begins so comes before this one
             return version["VersionId"] if version["Key"] == key else None
     return None
+
+
+def as_it_is_now(event: ObjectEvent) -> ObjectEvent:
+    """After a version was deleted for good: the event that tells what S3 shows under the key now, in this one's place.
+
+    That may be an older version, or the newest as before, if it was an old one that its lifecycle ended.
+    """
+    try:
+        head = aws.client("s3").head_object(Bucket=event.bucket, Key=event.key)
+    except ClientError as error:
+        if aws.code(error) not in GONE:
+            raise
+        return replace(event, deleted=True, erased=False)
+    version = head.get("VersionId", "")
+    return replace(event, deleted=False, erased=False, version_id=version, size=head["ContentLength"])
 
 
 def put_if_absent(bucket: str, key: str, data: bytes) -> None:

@@ -62,9 +62,9 @@ def consider(revision: int) -> str:
         if obstacle.seconds is None and name in obstacle.holder:
             return f"{name} is about to take these labels"
         return _decided("WAITS", now, entry, f"{obstacle.why}; the labels wait")
-    labels = list(ledger.active_labels())
-    found = dataset.assemble(labels, int(os.environ["MIN_PICTURES_PER_CLASS"]))
-    learns, why, facts = _worth_a_run(found, labels)
+    contents = ledger.contents()
+    found = dataset.assemble(contents.labels, contents.splits, int(os.environ["MIN_PICTURES_PER_CLASS"]))
+    learns, why, facts = _worth_a_run(found, contents.labels)
     if not learns:
         ledger.settle(entry.revision, clock.iso(now))
         return _decided("NO_RUN", now, entry, f"no run: {why}", **facts)

@@ -77,11 +77,12 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
             s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
         for name, properties in template.resources("AWS::DynamoDB::Table").items():
             dynamodb.create_table(TableName=name, **{k: v for k, v in properties.items() if k in TABLE_PROPERTIES})
-        queues = {name: sqs.create_queue(QueueName=name)["QueueUrl"] for name in ("inbox", "retrain")}
+        queues = {name: sqs.create_queue(QueueName=name)["QueueUrl"] for name in ("inbox", "retrain", "labels")}
         topic = boto3.client("sns").create_topic(Name="topic")["TopicArn"]
         for name, value in {
             "PREDICTIONS_TABLE": "Predictions", "LABELS_TABLE": "Labels", "LOOP_STATE_TABLE": "LoopState",
             "INBOX_QUEUE_URL": queues["inbox"], "RETRAIN_QUEUE_URL": queues["retrain"], "ARTIFACT_BUCKET": ARTIFACTS,
+            "LABEL_QUEUE_URL": queues["labels"],
             "MAX_RECEIVES": "5", "MAX_IMAGE_BYTES": "1000000", "REVIEW_THRESHOLD": "0.6", "QUIET_PERIOD_SECONDS": "0",
             "LONGEST_WAIT_SECONDS": "86400", "MAX_RUNS_PER_DAY": "6", "END_RUN_FUNCTION": "end_run",
             "MIN_PICTURES_PER_CLASS": "5", "MIN_NEW_PICTURES": "1", "TOPIC": topic, "NAME": "houndloop",

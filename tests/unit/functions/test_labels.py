@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from common import aws as aws_module
-from common import dataset, ledger
+from common import ledger
 from common.events import ObjectEvent
 from register_labels import app as register
+from register_labels import pictures
 from snapshot_dataset import app as snapshot
 from start_retraining import app as start
 from tests.makers import events
@@ -63,7 +62,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_label_is_recorded_and_its_picture_kept_by_content(aws, context):
     label(aws, context, "beagle", range(1))
     row = item(aws, "labelled/beagle/0.png")
-    assert (row["class"], row["status"], row["split"]) == ("beagle", "ACTIVE", "train")
+    assert (row["class"], row["status"]) == ("beagle", "ACTIVE")
     kept = aws.s3.get_object(Bucket=aws.artifacts, Key=f"images/{row['sha256']}")["Body"].read()
     assert kept == picture(0)
 
@@ -80,25 +79,51 @@ def test_an_older_event_changes_nothing_and_a_deletion_counts(aws, context):
     gone = events.object_deleted(aws.bucket, "labelled/beagle/1.png", sequencer="02")
     for body in (gone, first):
         register.handler(events.sqs_batch(body), context)
-    assert item(aws, "labelled/beagle/1.png")["status"] == "DELETED" and list(ledger.active_labels()) == []
+    assert item(aws, "labelled/beagle/1.png")["status"] == "DELETED" and ledger.contents().labels == []
 
 
-def test_an_old_version_that_is_erased_takes_no_label_with_it_and_the_labelled_one_does(aws, context):
+def test_an_old_version_that_is_erased_takes_no_label_with_it(aws, context):
     key = "labelled/beagle/1.png"
     old, new = put(aws, key, picture(1), "01"), put(aws, key, picture(2), "02")
-    versions = [ObjectEvent.from_body(body).version_id for body in (old, new)]
-    by_lifecycle = events.object_deleted(aws.bucket, key, sequencer="03", erased=versions[0])
-    for body in (by_lifecycle, old, new, by_lifecycle):
+    by_lifecycle = erase(aws, key, old, "03")
+    for body in (old, new, by_lifecycle):
         register.handler(events.sqs_batch(body), context)
-    assert item(aws, key)["status"] == "ACTIVE" and ledger.read().revision == 2
-    by_hand = events.object_deleted(aws.bucket, key, sequencer="04", erased=versions[1])
-    register.handler(events.sqs_batch(by_hand), context)
-    assert item(aws, key)["status"] == "DELETED"
+    assert (
+        item(aws, key)["version_id"] == ObjectEvent.from_body(new).version_id and item(aws, key)["status"] == "ACTIVE"
+    )
+    assert ledger.read().revision == 1, "the first was gone already, and its end changed nothing"
+
+
+def test_what_shows_again_when_the_newest_is_erased_is_the_label_again(aws, context):
+    """A version under the one that is deleted for good, or what a delete marker hid."""
+    key = "labelled/beagle/1.png"
+    old, new = put(aws, key, picture(1), "01"), put(aws, key, picture(2), "02")
+    register.handler(events.sqs_batch(old, new), context)
+    register.handler(events.sqs_batch(erase(aws, key, new, "03")), context)
+    assert (
+        item(aws, key)["version_id"] == ObjectEvent.from_body(old).version_id and item(aws, key)["status"] == "ACTIVE"
+    )
+    marker = aws.s3.delete_object(Bucket=aws.bucket, Key=key)["VersionId"]
+    register.handler(events.sqs_batch(events.object_deleted(aws.bucket, key, sequencer="04")), context)
+    assert ledger.contents().labels == []
+    aws.s3.delete_object(Bucket=aws.bucket, Key=key, VersionId=marker)
+    unhidden = events.object_deleted(aws.bucket, key, sequencer="05", erased=marker)
+    register.handler(events.sqs_batch(unhidden), context)
+    assert [label["key"] for label in ledger.contents().labels] == [key]
+    register.handler(events.sqs_batch(erase(aws, key, old, "06")), context)
+    assert ledger.contents().labels == []
+
+
+def erase(aws: Any, key: str, body: str, sequencer: str) -> str:
+    """Delete for good the version that an event made, and return the event of that."""
+    version = ObjectEvent.from_body(body).version_id
+    aws.s3.delete_object(Bucket=aws.bucket, Key=key, VersionId=version)
+    return events.object_deleted(aws.bucket, key, sequencer=sequencer, erased=version)
 
 
 def test_a_file_over_the_limit_is_no_label_and_is_not_fetched(aws, context, monkeypatch):
     monkeypatch.setenv("MAX_IMAGE_BYTES", "10")
-    monkeypatch.setattr(register, "fetch", lambda event: pytest.fail("fetched"))
+    monkeypatch.setattr(pictures, "fetch", lambda event: pytest.fail("fetched"))
     register.handler(events.sqs_batch(put(aws, "labelled/beagle/1.png", picture(1))), context)
     assert "larger than" in item(aws, "labelled/beagle/1.png")["reason"]
 
@@ -120,17 +145,6 @@ def test_what_is_no_label_is_recorded_with_the_reason(aws, context, key, data, r
 def test_a_folder_marker_is_no_label(aws, context):
     register.handler(events.sqs_batch(events.object_created(aws.bucket, "labelled/beagle/", size=0)), context)
     assert ledger.read() is None
-
-
-def test_look_alikes_share_a_split_and_a_class_gets_all_three(aws, context):
-    label(aws, context, "beagle", range(10))
-    rescaled = io.BytesIO()
-    Image.open(io.BytesIO(picture(1))).resize((144, 144), Image.Resampling.NEAREST).save(rescaled, "PNG")
-    register.handler(events.sqs_batch(put(aws, "labelled/beagle/1b.png", rescaled.getvalue())), context)
-    splits = [row["split"] for row in ledger.active_labels()]
-    assert {s: splits.count(s) for s in set(splits)}.keys() == {"train", "validation", "test"}
-    one, again = item(aws, "labelled/beagle/1.png"), item(aws, "labelled/beagle/1b.png")
-    assert one["phash"] == again["phash"] and one["split"] == again["split"] and one["sha256"] != again["sha256"]
 
 
 def test_two_bursts_of_labels_make_one_run(aws, context, started):
@@ -187,39 +201,6 @@ def test_a_snapshot_of_one_class_says_what_is_missing(aws, context):
     label(aws, context, "beagle", range(10))
     with pytest.raises(snapshot.TooFewPictures, match="two classes or more, 1 can take part"):
         snapshot.handler({}, context)
-
-
-# A picture's split is its group's, so it follows from the content.
-labels = st.lists(
-    st.builds(
-        lambda sha, name, number: {
-            "sha256": sha,
-            "class": name,
-            "split": dataset.SPLITS[ord(sha) % 3],
-            "bucket": "b",
-            "key": f"labelled/{name}/{number}",
-        },
-        st.sampled_from("abcdefghijklmnopq"),
-        st.sampled_from(["x", "y", "z"]),
-        st.integers(0, 9),
-    ),
-    max_size=60,
-)
-
-
-@given(labels, st.randoms())
-def test_a_dataset_depends_on_content_not_on_order(items, random):
-    one, two = dataset.assemble(items, 2), dataset.assemble(random.sample(items, len(items)), 2)
-    assert one.classes == two.classes and one.hash == two.hash and one.manifest() == two.manifest()
-
-
-@given(labels)
-def test_no_picture_is_in_a_dataset_twice_or_under_two_classes(items):
-    found = dataset.assemble(items, 2)
-    contents = [picture.sha256 for picture in found.pictures]
-    assert len(contents) == len(set(contents))
-    for one in found.pictures:
-        assert {i["class"] for i in items if i["sha256"] == one.sha256} == {one.class_name}
 
 
 def test_event_order_is_immaterial_for_labels(aws, context):

@@ -405,7 +405,7 @@ def live(world: World) -> pytest.MonkeyPatch:
     patch.setattr(ledger, "read", world.read)
     patch.setattr(ledger, "settle", world.settle)
     other = label("y", "y", world.iso(-1e6))
-    patch.setattr(ledger, "active_labels", lambda *_: [*world.labels, other])
+    patch.setattr(ledger, "contents", lambda: SimpleNamespace(labels=[*world.labels, other], splits=None))
     patch.setattr(dataset, "assemble", lambda labels, *_: world.assemble(labels[:-1]))
     patch.setattr(state, "get", world.get)
     patch.setattr(state, "put", world.put)
@@ -527,7 +527,7 @@ def test_more_runs_than_a_day_may_have_wait_for_the_next():
 def test_every_decision_is_kept_with_its_counts_and_reason(aws, sfn, monkeypatch):
     labels = [label("beagle", "a"), label("boxer", "b"), label("pug", "c", LATER)]
     state.put("dataset", "last", LAST | {"classes": json.dumps(LAST["classes"])})
-    monkeypatch.setattr(ledger, "active_labels", lambda *_: labels)
+    monkeypatch.setattr(ledger, "contents", lambda: SimpleNamespace(labels=labels, splits=None))
     monkeypatch.setattr(dataset, "assemble", lambda *_: found(*labels))
     entry = change(1)
     assert start.consider(entry.revision).startswith("started labels-2")

@@ -1,0 +1,47 @@
+"""What a labelled picture is known by: the hash of its content, under which it is kept, and what it looks like."""
+
+import hashlib
+import os
+
+from PIL import Image
+
+from common.events import ObjectEvent
+from common.objects import fetch, put_if_absent
+from preprocessing import BrokenImage, decode
+
+
+def take(event: ObjectEvent) -> tuple[str, str] | None:
+    """Keep the picture under its content's hash; returns that and its difference hash, None where it is gone.
+
+    BrokenImage with the reason where it is no picture.
+    """
+    most = int(os.environ["MAX_IMAGE_BYTES"])
+    if event.size > most:
+        raise BrokenImage(f"larger than {most // 1_000_000} MB: {event.size / 1e6:.1f} MB")
+    data = fetch(event)
+    if data is None:
+        return None
+    limits = {"max_pixels": int(os.environ["MAX_IMAGE_PIXELS"]), "min_side": int(os.environ["MIN_IMAGE_SIDE"])}
+    phash = difference_hash(decode(data, max_bytes=most, **limits))
+    return keep(data), phash
+
+
+def keep(data: bytes) -> str:
+    """Store the picture under its content's hash, unless it is there; returns the hash."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    put_if_absent(os.environ["ARTIFACT_BUCKET"], f"images/{sha256}", data)
+    return sha256
+
+
+def difference_hash(picture: Image.Image) -> str:
+    """128 bits, as 32 hexadecimal digits: is each pixel of the picture, small and in grey, darker than the next?
+
+    64 compare each pixel of 9x8 with its right neighbour, 64 each of 8x9 with the one below. Survives rescaling and
+    recompression (Krawetz 2013, 'Kind of Like That').
+    """
+    grey = picture.convert("L")
+    across = grey.resize((9, 8), Image.Resampling.LANCZOS).tobytes()
+    down = grey.resize((8, 9), Image.Resampling.LANCZOS).tobytes()
+    bits = [across[at] < across[at + 1] for row in range(8) for at in range(row * 9, row * 9 + 8)]
+    bits += [down[at] < down[at + 8] for at in range(64)]
+    return f"{int(''.join('01'[bit] for bit in bits), 2):032x}"
