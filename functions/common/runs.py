@@ -67,8 +67,9 @@ def _another_run() -> Obstacle | None:
     holder = lock["holder"]
     status = _status(holder)
     if status is None:
-        young = clock.now() - clock.parse(lock["since"]) < KNOWN_AFTER
-        status = "RUNNING" if young else "ABORTED"
+        # A recovery has the lock before it begins, and end_run begins it.
+        new = "recovery" not in lock and clock.now() - clock.parse(lock["since"]) < KNOWN_AFTER
+        status = "RUNNING" if new else "ABORTED"
     if status in ALIVE:
         return Obstacle(f"{_name(holder)} is running", None, holder)
     aws.client("lambda").invoke(
@@ -94,7 +95,7 @@ def _enough_for_a_day() -> Obstacle | None:
     if len(begun) < most:
         return None
     free = begun[-most] + DAY
-    why = f"{len(begun)} runs began within 24 hours, of at most {most}; the next may at {clock.iso(free)}"
+    why = f"of at most {most} runs within 24 hours {len(begun)} began; the next may at {clock.iso(free)}"
     return Obstacle(why, max(1.0, (free - now).total_seconds()))
 
 
