@@ -12,7 +12,7 @@ import pytest
 
 from local.emulator import Emulator
 from local.stack import Stack
-from tests.makers import pictures
+from tests.makers import pictures, template
 from tools import delete_stack
 
 PARAMETERS = {
@@ -28,6 +28,7 @@ PARAMETERS = {
     "BatchSizes": "8,16",
     "LearningRateMin": "0.001",
     "LearningRateMax": "0.003",
+    "DriftMinPictures": "50",
     "GateMargin": "0.3",  # of a handful of test pictures
     "EndpointInstanceCount": "1",
     "EndpointMaxInstanceCount": "2",
@@ -85,8 +86,11 @@ class Loop:
         assert variant["CurrentInstanceCount"] == variant["DesiredInstanceCount"]
         return variant["CurrentInstanceCount"]
 
+    def item(self, pk: str, sk: str) -> dict[str, Any]:
+        return self.state.get_item(Key={"pk": pk, "sk": sk}, ConsistentRead=True).get("Item", {})
+
     def locked(self) -> bool:
-        return "Item" in self.state.get_item(Key={"pk": "lock", "sk": "lock"}, ConsistentRead=True)
+        return bool(self.item("lock", "lock"))
 
     def log(self) -> str:
         """What the functions logged."""
@@ -132,7 +136,7 @@ def test_the_zips_are_small(loop: Loop):
         layers[layer["LayerName"]] = found["Content"]["CodeSize"]
     for name, size in (functions | layers).items():
         print(f"{size / 1e6:6.2f} MB  {name}")
-    assert len(functions) == 10 and max(functions.values()) < 0.1e6
+    assert len(functions) == len(template.resources("AWS::Serverless::Function")) and max(functions.values()) < 0.1e6
     assert layers.keys() == {"Powertools", "Preprocessing", "TrainingSource", "ServingSource"}
     assert all(0 < size < 10e6 for size in layers.values())
 
@@ -154,6 +158,8 @@ def test_too_few_pictures_start_nothing_and_the_log_says_how_many_are_missing(lo
     loop.label("red", 5, seed=1)
     until(lambda: "red has 5 of the 8 pictures a class needs: 3 missing" in loop.log(), 60)
     assert loop.executions() == []
+    decision = loop.item("decision", "last")
+    assert decision["decision"] == "NO_RUN" and "3 missing" in decision["why"]
 
 
 def test_two_bursts_of_labels_make_one_run_and_its_model_goes_live(loop: Loop):
@@ -322,6 +328,34 @@ def test_a_second_run_cannot_start_beside_the_first_and_an_aborted_one_leaves_no
     until(lambda: not loop.locked(), 60)
     until(lambda: not running(), 60)
     assert loop.champion()["deployment"] == 2
+
+
+def test_the_lock_of_a_dead_run_is_taken_over(loop: Loop):
+    """By the next run, and by labels that wait."""
+    (dead,) = (one["executionArn"] for one in loop.executions() if one["name"] == "forced")
+    lock = {"pk": "lock", "sk": "lock", "holder": dead, "run": "260101000000", "since": "2026-01-01T00:00:00.000Z"}
+    loop.state.put_item(Item=lock)
+    started = loop.sfn.start_execution(stateMachineArn=loop.machine, name="after-a-dead-one", input="{}")
+    describe = lambda: loop.sfn.describe_execution(executionArn=started["executionArn"])  # noqa: E731
+    until(lambda: describe()["status"] != "RUNNING", 60)
+    assert json.loads(describe()["output"])["outcome"] == "NOTHING_NEW" and not loop.locked()
+
+    loop.state.put_item(Item=lock)
+    loop.label("violet", 1, seed=7)
+    until(lambda: not loop.locked(), 60)
+    until(lambda: "is cleaned up after" in loop.item("decision", "last").get("why", ""), 10)
+
+
+def test_drift_is_measured(loop: Loop):
+    for number, data in enumerate(pictures.coloured("red", 60, seed=8)):
+        loop.drop(f"drift-{number}.jpg", data)
+    until(lambda: all(loop.row(f"drift-{number}.jpg").get("status") == "CLASSIFIED" for number in range(60)), 60)
+    client = loop.client("lambda")
+    (name,) = (f["FunctionName"] for f in client.list_functions()["Functions"] if "WatchDrift" in f["FunctionName"])
+    answer = json.loads(client.invoke(FunctionName=name, Payload=b"{}")["Payload"].read())
+    document = loop.item("drift", "last")
+    assert answer["sentence"] == document["sentence"] and "the class mix has" in document["sentence"], answer
+    assert document["pictures"] >= 60 and document["deployment"] == 2
 
 
 def test_the_stack_is_deleted_with_all_that_it_made(loop: Loop):
