@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from scipy import stats
 from common import aws as aws_module
 from common import clock, predictions, state
 from common.events import ObjectEvent
-from tests.makers import events
+from tests.makers import events, template
 from watch_drift import app as drift
 from watch_drift import psi
 
@@ -193,8 +194,8 @@ def test_drift_is_measured_on_this_deployments_answers_to_new_pictures(aws, watc
     state.put("champion", "champion", CHAMPION)
     evaluation(aws, "ab" * 50)
     answer(aws, "ab" * 40)
-    answer(aws, "b" * 200, deployment=6)
-    answer(aws, "b" * 200, confidence=0.4, replayed=True)
+    answer(aws, "b" * 60, deployment=6)
+    answer(aws, "b" * 60, confidence=0.4, replayed=True)
     looked = watch()
     assert looked["document"]["pictures"] == 80 and not looked["drifted"]
 
@@ -254,3 +255,20 @@ def test_drift_waits_for_a_run_that_goes_on_and_for_the_next_day(aws, watch, mon
     assert (
         looked["run"].startswith("none was started: of at most 1 runs within 24 hours 1 began") and watch.started == []
     )
+
+
+# --- The template ---
+
+
+def test_the_alarm_watches_what_is_published_until_it_is_measured_again():
+    alarm = template.resources("AWS::CloudWatch::Alarm")["DriftAlarm"]
+    assert (alarm["Namespace"], alarm["MetricName"], alarm["TreatMissingData"]) == ("Houndloop", "Drifted", "ignore")
+    assert alarm["Dimensions"] == [{"Name": "service", "Value": {"Ref": "Name"}}] and alarm["AlarmActions"]
+
+
+def test_watching_can_be_switched_off():
+    look = template.resources("AWS::Serverless::Function")["WatchDrift"]["Events"]["Look"]["Properties"]
+    assert look["State"] == {"Fn::If": ["WatchesDrift", "ENABLED", "DISABLED"]}
+    pattern = template.template()["Parameters"]["DriftSchedule"]["AllowedPattern"]
+    assert all(re.fullmatch(pattern, text) for text in ("never", "rate(1 day)", "cron(0 3 * * ? *)"))
+    assert not re.fullmatch(pattern, "daily")
