@@ -1,8 +1,9 @@
 """The Labels table: labelled objects, label files and what they say, the splits that were dealt, and the ledger item
 that counts changes.
 
-A file of labels is one `source` item and a `part` item for every few of its lines. Parts count only while the source
-still has their sequencer, so that one write replaces or withdraws all that a file said.
+A file of labels is one `source` item and a `part` item for every few of its lines. Parts count only while they are of
+the source's `reading` (the sequencer of the event it began with), so that one write replaces or withdraws all that a
+file said.
 """
 
 import time
@@ -27,7 +28,7 @@ HASHES_PER_ITEM = 3000  # of 32 digits and a split each: 150 kB of the 400 kB th
 # What an assembly needs of the table, so that a scan of 100,000 labels stays small.
 _ATTRIBUTES = (
     *("pk", "bucket", "key", "class", "sha256", "phash", "registered_at", "status"),
-    *("sequencer", "source", "labels", "splits", "dealt"),
+    *("sequencer", "source", "reading", "labels", "splits", "dealt"),
 )
 
 
@@ -90,8 +91,8 @@ def record(event: ObjectEvent, **attributes: Any) -> bool:
 
 
 def record_source(event: ObjectEvent, **attributes: Any) -> bool:
-    """The same of a label file."""
-    return _write_counted(_put("source", event, attributes))
+    """The same of a label file, of which a reading begins."""
+    return _write_counted(_put("source", event, attributes | {"reading": event.sequencer}))
 
 
 def _touch(pk: str, sequencer: str) -> None:
@@ -116,9 +117,9 @@ def get_part(image: str, number: int) -> Item | None:
     return _get(part_key(image, number))
 
 
-def record_part(image: str, sequencer: str, number: int, labels: list[Item], rejected: list[Item]) -> bool:
+def record_part(image: str, reading: str, number: int, labels: list[Item], rejected: list[Item]) -> bool:
     """Write what a part of a label file says, count it as read and the change; no if that was done, or is outdated."""
-    part = {"pk": part_key(image, number), "source": image, "sequencer": sequencer}
+    part = {"pk": part_key(image, number), "source": image, "sequencer": reading}
     return _write_counted(
         _newer(part | {"labels": labels, "rejected": rejected, "registered_at": clock.iso(clock.now())}),
         {
@@ -126,22 +127,22 @@ def record_part(image: str, sequencer: str, number: int, labels: list[Item], rej
                 "TableName": table().name,
                 "Key": {"pk": f"source#{image}"},
                 "UpdateExpression": "ADD parts_read :one",
-                "ConditionExpression": "sequencer = :sequencer",
-                "ExpressionAttributeValues": {":one": 1, ":sequencer": sequencer},
+                "ConditionExpression": "reading = :reading",
+                "ExpressionAttributeValues": {":one": 1, ":reading": reading},
             }
         },
     )
 
 
 def parts(source: Item) -> Iterator[Item]:
-    """All parts of a label file that were read from the version that its source item is about."""
+    """All parts of a label file that were read so far in the reading that its source item is about."""
     keys = [{"pk": part_key(source["pk"].removeprefix("source#"), n)} for n in range(int(source.get("parts", 0)))]
     while keys:
         batch, keys = keys[:100], keys[100:]
         answer = table().meta.client.batch_get_item(
             RequestItems={table().name: {"Keys": batch, "ConsistentRead": True}}
         )
-        yield from (p for p in answer["Responses"][table().name] if p["sequencer"] == source["sequencer"])
+        yield from (p for p in answer["Responses"][table().name] if p["sequencer"] == source["reading"])
         keys += answer.get("UnprocessedKeys", {}).get(table().name, {}).get("Keys", [])
 
 
@@ -152,9 +153,9 @@ def end_source(source: Item, **attributes: Any) -> bool:
         table().update_item(
             Key={"pk": source["pk"]},
             UpdateExpression=f"SET #status = :read, {sets}",
-            ConditionExpression="sequencer = :sequencer AND #status = :reading",
+            ConditionExpression="reading = :this AND #status = :reading",
             ExpressionAttributeNames={"#status": "status"} | {f"#{name}": name for name in attributes},
-            ExpressionAttributeValues={":read": "READ", ":reading": "READING", ":sequencer": source["sequencer"]}
+            ExpressionAttributeValues={":read": "READ", ":reading": "READING", ":this": source["reading"]}
             | {f":{name}": value for name, value in attributes.items()},
         )
     except ClientError as error:
@@ -227,7 +228,7 @@ def contents() -> Contents:
         if kind == "label":
             labels.append(_label(item, item["registered_at"]))
         elif kind == "source":
-            current[rest] = item["sequencer"]
+            current[rest] = item["reading"]
         elif kind == "part":
             found.append(item)
         else:

@@ -39,7 +39,7 @@ class Part:
 
     bucket: str
     key: str
-    sequencer: str
+    reading: str
     part: int
     lines: list[formats.Line]
 
@@ -65,7 +65,7 @@ def begin(event: ObjectEvent) -> None:
     if WORKING_FOLDERS & set(event.key.split("/")[1:-1]):
         return
     # An event that comes again, because sending broke off, finds its file recorded, and sends all of it again.
-    if not (known and known["sequencer"] == event.sequencer and known["status"] == "READING"):
+    if not (known and known["reading"] == event.sequencer and known["status"] == "READING"):
         news = ledger.news(event, known)
         if news is None:
             return
@@ -89,7 +89,7 @@ def begin(event: ObjectEvent) -> None:
     sizes = {"format": found.format, "lines": len(found.lines), "parts": len(parts), "parts_read": 0}
     if not ledger.record_source(event, status="READING", **sizes):
         known = ledger.get_source(event)
-        if not known or known["sequencer"] != event.sequencer or known["status"] != "READING":
+        if not known or known["reading"] != event.sequencer or known["status"] != "READING":
             return
     inbox.send([_body(event, number, lines) for number, lines in enumerate(parts)], os.environ["LABEL_QUEUE_URL"])
 
@@ -101,12 +101,12 @@ def read_part(part: Part, ends: float) -> tuple[list[ledger.Item], list[ledger.I
     `ends` (time.monotonic).
     """
     source = ledger.get_source(_event(part))
-    if not source or source["sequencer"] != part.sequencer:
+    if not source or source["reading"] != part.reading:
         return [], []
     before = ledger.get_part(part.image, part.part)
     labels: list[ledger.Item] = []
     rejected: list[ledger.Item] = []
-    if not before or before["sequencer"] < part.sequencer:
+    if not before or before["sequencer"] < part.reading:
         # A file that is exported again says mostly what it said: the same version of a picture is not looked at twice,
         # and is no news.
         seen = {(label["key"], label["version_id"]): label for label in before["labels"]} if before else {}
@@ -118,10 +118,10 @@ def read_part(part: Part, ends: float) -> tuple[list[ledger.Item], list[ledger.I
                 rejected.append({"line": line.number, "reason": found})
             else:
                 labels.append({"line": line.number} | found)
-        if not ledger.record_part(part.image, part.sequencer, part.part, labels, rejected):
+        if not ledger.record_part(part.image, part.reading, part.part, labels, rejected):
             labels, rejected = [], []
     source = ledger.get_source(_event(part))
-    if source and source["sequencer"] == part.sequencer and source["parts_read"] == source["parts"]:
+    if source and source["reading"] == part.reading and source["parts_read"] == source["parts"]:
         _end(source)
     return labels, rejected
 
@@ -184,7 +184,7 @@ def report_key(key: str) -> str:
 
 
 def _event(part: Part) -> ObjectEvent:
-    return ObjectEvent(part.bucket, part.key, "", part.sequencer, 0)
+    return ObjectEvent(part.bucket, part.key, "", part.reading, 0)
 
 
 def _body(event: ObjectEvent, number: int, lines: list[formats.Line]) -> str:

@@ -72,7 +72,8 @@ def _line(number: int, thing: Any, read: Any, bucket: str) -> Line:
         uri, name = read(thing)
         return Line(number, _key(uri, bucket), class_name(name))
     except (_Refused, BadLabel) as reason:
-        return Line(number, reason=str(reason).encode(errors="replace").decode())
+        task = f"task {thing['id']}: " if isinstance(thing, dict) and "id" in thing else ""
+        return Line(number, reason=f"{task}{reason}"[:500].encode(errors="replace").decode())
 
 
 # --- Ground Truth ----------------------------------------------------------------------------------------------------
@@ -135,15 +136,12 @@ def _label_studio(task: Any) -> tuple[str, str]:
     """Picture and class of a task of a JSON export, or of a record of a JSON-MIN export."""
     if not isinstance(task, dict):
         raise _Refused("it is no task")
-    try:
-        if "annotations" in task or "completions" in task:  # the name before 2021
-            data = task.get("data")
-            picture = _picture(data if isinstance(data, dict) else {})[1]
-            return picture, _agreed(task.get("annotations") or task.get("completions") or [])
-        field, picture = _picture(task)
-        return picture, _answer({name: value for name, value in task.items() if name != field})
-    except _Refused as reason:
-        raise _Refused(f"task {task['id']}: {reason}" if "id" in task else str(reason)) from None
+    if "annotations" in task or "completions" in task:  # the name before 2021
+        data = task.get("data")
+        picture = _picture(data if isinstance(data, dict) else {})[1]
+        return picture, _agreed(task.get("annotations") or task.get("completions") or [])
+    field, picture = _picture(task)
+    return picture, _answer({name: value for name, value in task.items() if name != field})
 
 
 def _picture(data: Thing) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from common import aws as aws_module
-from common import ledger
+from common import ledger, splits
 from common.events import ObjectEvent
 from register_labels import app as register
 from register_labels import pictures
@@ -31,7 +32,7 @@ def put(aws: Any, key: str, data: bytes, sequencer: str = "01") -> str:
     return events.object_created(aws.bucket, key, sequencer=sequencer, size=len(data), version=version)
 
 
-def label(aws: Any, context: Any, class_name: str, seeds: range) -> None:
+def label(aws: Any, context: Any, class_name: str, seeds: Iterable[int]) -> None:
     bodies = [put(aws, f"labelled/{class_name}/{seed}.png", picture(seed)) for seed in seeds]
     for first in range(0, len(bodies), 10):
         assert register.handler(events.sqs_batch(*bodies[first : first + 10]), context) == {"batchItemFailures": []}
@@ -195,6 +196,84 @@ def test_a_snapshot_lists_pictures_by_content(aws, context):
     test_names = json.loads(read("test.manifest"))
     assert test_names[0] == {"prefix": f"s3://{aws.artifacts}/images/"}
     assert sorted(test_names[1:]) == sorted(line["sha256"] for line in lines if line["split"] == "test")
+
+
+def test_splits_are_kept_when_a_snapshot_is_taken_and_not_when_one_is_only_considered(aws, context, started):
+    label(aws, context, "beagle", range(10))
+    label(aws, context, "boxer", range(20, 30))
+    start.consider(ledger.read().revision)
+    assert ledger.contents().splits.of == {}
+    taken = snapshot.handler({}, context)
+    kept = ledger.contents().splits
+    assert len(kept.of) == 20 and kept.dealt == {"beagle": 10, "boxer": 10}
+    label(aws, context, "pug", range(40, 45))
+    later = snapshot.handler({}, context)
+    before, after = ({p["sha256"]: p["split"] for p in manifest(aws, t)} for t in (taken, later))
+    assert before.items() < after.items() and ledger.contents().splits.dealt["pug"] == 5
+    assert set(after.values()) == {"train", "validation", "test"}
+
+
+def manifest(aws: Any, taken: dict[str, Any]) -> list[dict[str, str]]:
+    body = aws.s3.get_object(Bucket=aws.artifacts, Key=f"datasets/{taken['hash']}/manifest.jsonl")["Body"]
+    return [json.loads(line) for line in body.read().splitlines()]
+
+
+def test_splits_beyond_one_item_are_kept_in_several(aws, monkeypatch):
+    monkeypatch.setattr(ledger, "HASHES_PER_ITEM", 3)
+    new = splits.Splits({f"{n:032x}": "train" for n in range(7)}, {"beagle": 7})
+    ledger.save_splits(new, after=0)
+    contents = ledger.contents()
+    assert contents.splits == new and contents.split_items == 3
+    ledger.save_splits(splits.Splits({"f" * 32: "test"}, {"beagle": 8}), after=3)
+    assert ledger.contents().splits.dealt == {"beagle": 8} and len(ledger.contents().splits.of) == 8
+
+
+def test_of_two_that_would_deal_splits_at_once_the_second_is_stopped(aws):
+    ledger.save_splits(splits.Splits({"0" * 32: "train"}, {"beagle": 1}), after=0)
+    with pytest.raises(ledger.LedgerMoved, match="by another"):
+        ledger.save_splits(splits.Splits({"0" * 32: "test"}, {"beagle": 1}), after=0)
+    assert ledger.contents().splits.of == {"0" * 32: "train"}
+
+
+def test_what_is_left_out_is_kept_beside_the_snapshot(aws, context):
+    label(aws, context, "beagle", range(10))
+    label(aws, context, "boxer", [*range(20, 30), 0])
+    taken = snapshot.handler({}, context)
+    body = aws.s3.get_object(Bucket=aws.artifacts, Key=f"datasets/{taken['hash']}/left_out.json")["Body"]
+    told = json.loads(body.read())
+    assert told["taken_at"] == taken["takenAt"] and told["classes"] == {}
+    (left,) = told["pictures"]
+    assert left["reason"] == "the same picture is labelled beagle and boxer"
+    assert left["origins"] == [f"s3://{aws.bucket}/labelled/{name}/0.png" for name in ("beagle", "boxer")]
+
+
+def test_a_snapshot_can_be_repeated_when_all_its_labels_are_gone(aws, context):
+    label(aws, context, "beagle", range(10))
+    label(aws, context, "boxer", range(20, 30))
+    taken = snapshot.handler({}, context)
+    for row in aws.labels.scan()["Items"]:
+        aws.labels.delete_item(Key={"pk": row["pk"]})
+    aws.s3.delete_object(Bucket=aws.artifacts, Key=f"datasets/{taken['hash']}/images.manifest")
+    again = snapshot.handler({"snapshot": taken["hash"]}, context)
+    assert again == taken
+    aws.s3.head_object(Bucket=aws.artifacts, Key=f"datasets/{taken['hash']}/images.manifest")
+
+
+def test_a_snapshot_that_is_not_whole_is_not_repeated_and_says_why(aws, context):
+    label(aws, context, "beagle", range(10))
+    label(aws, context, "boxer", range(20, 30))
+    with pytest.raises(snapshot.NoSuchSnapshot, match="there is no snapshot 0000"):
+        snapshot.handler({"snapshot": "0000"}, context)
+    taken = snapshot.handler({}, context)
+    key, name = f"datasets/{taken['hash']}/manifest.jsonl", manifest(aws, taken)[0]["sha256"]
+    aws.s3.delete_object(Bucket=aws.artifacts, Key=f"images/{name}")
+    with pytest.raises(snapshot.NoSuchSnapshot, match="1 of 20 pictures of snapshot .* are no longer kept"):
+        snapshot.handler({"snapshot": taken["hash"]}, context)
+    lines = aws.s3.get_object(Bucket=aws.artifacts, Key=key)["Body"].read()
+    for body, reason in ((lines.replace(b"boxer", b"pug"), "is not what was trained"), (b"[", "cannot be read")):
+        aws.s3.put_object(Bucket=aws.artifacts, Key=key, Body=body)
+        with pytest.raises(snapshot.NoSuchSnapshot, match=reason):
+            snapshot.handler({"snapshot": taken["hash"]}, context)
 
 
 def test_a_snapshot_of_one_class_says_what_is_missing(aws, context):
