@@ -3,7 +3,7 @@ test split, with the code that serves: what an evaluation job runs.
 
     export PYTHONPATH=../inference  # in a checkout, where preprocessing.py has its place
     python evaluate.py --dataset snapshot --images images --challenger new/model.tar.gz --output evaluation
-    python evaluate.py … --champion live/model.tar.gz --champion-precision int8
+    python evaluate.py … --champion live/model.tar.gz --champion-precision int8 --settled snapshot-of-the-champion
 
 Runs in the serving image: no torch, the same preprocessing and predictor as the endpoint. Which precision is fastest
 depends on the processor, so the job runs on the endpoint's. Models are compared by the names of their classes, never by
@@ -18,8 +18,8 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,10 @@ def judge(answers: Answers, rows: list[dict], taken: list[int]) -> dict[str, Any
             predicted, probability = classes[label], float(answers.probabilities[at, label])
         seen[row["class"]] += 1
         right[row["class"]] += predicted == row["class"]
-        predictions.append({"sha256": row["sha256"], "class": row["class"], "predicted": predicted,
-                            "probability": round(probability, 6)})  # fmt: skip
+        milliseconds = None if label < 0 else round(float(answers.total_ms[at]), 3)
+        predictions.append({"sha256": row["sha256"], "origin": row.get("origin"), "class": row["class"],
+                            "predicted": predicted, "probability": round(probability, 6),
+                            "ms": milliseconds})  # fmt: skip
     return {
         "accuracy": sum(right.values()) / len(taken),
         "precision": answers.predictor.precision,
@@ -292,35 +294,65 @@ def explain(chosen: str, found: Mapping[str, Any], unavailable: dict[str, str], 
 # The comparison ------------------------------------------------------------------------------------------------------
 
 
-def compare(challenger: dict, champion: dict | None, classes: list[str]) -> dict[str, Any]:
+PAIRED = {(True, True): "both", (True, False): "only_champion", (False, True): "only_challenger",
+          (False, False): "neither"}  # fmt: skip
+
+Settled = Set[tuple[str, str]]
+"""sha256 and class of the pictures in the test split of the champion's own dataset. What is labelled wrong today is
+wrong in today's test split, too, and speaks for a model that learnt it; these pictures are older than that."""
+
+
+def pair(
+    challenger: list[dict], champion: list[dict], classes: set[str], settled: Settled | None = None
+) -> dict[str, Any]:
+    """Both models' answers to the same pictures of `classes`, counted by which of them was right: what a paired test
+    needs, in all, by class, and of the `settled` pictures alone.
+    """
+    theirs = {answer["sha256"]: answer["predicted"] == answer["class"] for answer in champion}
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    old = Counter[str]()
+    for answer in challenger:
+        name, sha256 = answer["class"], answer["sha256"]
+        if name in classes:
+            kind = PAIRED[theirs[sha256], answer["predicted"] == name]
+            counts[name][kind] += 1
+            old[kind] += (sha256, name) in (settled or ())
+
+    def table(counted: Counter[str]) -> dict[str, int]:
+        return {"n": counted.total()} | {name: counted[name] for name in PAIRED.values()}
+
+    whole = table(sum(counts.values(), Counter()))
+    return whole | {
+        "challenger_correct": whole["both"] + whole["only_challenger"],
+        "champion_correct": whole["both"] + whole["only_champion"],
+        "per_class": {name: table(counts[name]) for name in sorted(counts)},
+        "settled": None if settled is None else table(old),
+    }
+
+
+def compare(
+    challenger: dict, champion: dict | None, classes: list[str], settled: Settled | None = None
+) -> dict[str, Any]:
     """evaluation.json. `classes`: of the dataset; the champion was judged on those of them that it knows."""
     known = set(champion.pop("classes")) if champion else set()
     trained = set(challenger.pop("classes"))
     common = sorted(trained & known & set(classes))
-    counts = None
-    if champion:
-        here, there = challenger["per_class"], champion["per_class"]
-        tested = [name for name in common if name in here]
-        counts = {
-            "n": sum(here[name]["n"] for name in tested),
-            "challenger_correct": sum(here[name]["correct"] for name in tested),
-            "champion_correct": sum(there[name]["correct"] for name in tested),
-        }
     return {
         "challenger": challenger,
         "champion": champion,
         "common_classes": common,
         "new_classes": sorted(trained - known),
-        "common": counts,
+        "common": pair(challenger["predictions"], champion["predictions"], set(common), settled) if champion else None,
     }
 
 
 def evaluate(
     dataset: Path, images: Path, challenger: Path, champion: Path | None, output: Path, *,
-    precision: str = "auto", max_drop: float = 0.005, champion_precision: str = "f32",
+    precision: str = "auto", max_drop: float = 0.005, champion_precision: str = "f32", settled: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Judges the models; writes evaluation.json and the challenger's card, with the precision that was chosen, to
-    `output`. The challenger is judged in that precision, the champion in the one it is served in.
+    `output`. The challenger is judged in that precision, the champion in the one it is served in. `settled`: the
+    champion's dataset.
 
     Raises EvaluationError.
     """
@@ -343,7 +375,8 @@ def evaluate(
         here = next(judge(found, rows, everything) for found in own if found.predictor.precision == choice["chosen"])
         there = judge(answers[-1], rows, familiar) if served else None
         card = predictors[0].card
-    result = compare(here, there, classes) | {"precision": choice}
+    old = None if settled is None else {(row["sha256"], row["class"]) for row in read_test_split(settled)}
+    result = compare(here, there, classes, old) | {"precision": choice}
     artifact.write_json(output / "evaluation.json", result)
     artifact.write_json(output / artifact.CARD, card | {"serving": choice})
     return result
@@ -356,6 +389,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, default=container / "input/images")
     parser.add_argument("--challenger", type=Path, default=container / "input/challenger")
     parser.add_argument("--champion", type=Path, help="left out, it is looked for in its input, which may not exist")
+    parser.add_argument("--settled", type=Path, help="the champion's dataset; as the champion")
     parser.add_argument("--output", type=Path, default=container / "output/evaluation")
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto", help="to serve the challenger in")
     parser.add_argument("--max-drop", type=float, default=0.005, help="share of the test pictures that auto may lose")
@@ -364,10 +398,14 @@ def main(arguments: list[str] | None = None) -> int:
     champion = options.champion
     if champion is None and (container / "input/champion/model.tar.gz").is_file():
         champion = container / "input/champion"
+    settled = options.settled
+    if settled is None and (container / "input/settled/manifest.jsonl").is_file():
+        settled = container / "input/settled"
     try:
         result = evaluate(
             options.dataset, options.images, options.challenger, champion, options.output,
             precision=options.precision, max_drop=options.max_drop, champion_precision=options.champion_precision,
+            settled=settled,
         )  # fmt: skip
     except (BadArtifact, ValueError, tarfile.TarError) as error:
         print(f"evaluate: {error}", file=sys.stderr)

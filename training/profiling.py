@@ -106,12 +106,12 @@ class Profile:
 
     def report(
         self, options: Any, prepared: Any, hyperparameters: dict, history: list[dict], metrics: dict, held_out: Any,
-        probabilities: Any, early: bool,
+        probabilities: Any, early: bool, usable: bool,
     ) -> dict:  # fmt: skip
         """Runs the rules, writes findings.json and report.html, puts them to `run-uri`; returns the findings.
 
         `probabilities`: torch [N, classes] of the pictures in `held_out`, a data.Split; `early`: whether the training
-        was ended because something was wrong with it.
+        was ended because something was wrong with it; `usable`: whether a model came of it.
         """
         from report import Report, write_report
 
@@ -123,6 +123,7 @@ class Profile:
             "hyperparameters": hyperparameters,
             "metrics": metrics,
             "epochs": len(history),
+            "model": usable,
             "pictures": {split: len(getattr(prepared, split)) for split in ("train", "validation", "test")},
             "skipped": prepared.skipped[:50],
             "per_class": precision_recall(confusion, prepared.classes),

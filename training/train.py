@@ -215,8 +215,9 @@ def train(options: argparse.Namespace) -> bool:
     findings: dict[str, Any] = {}
     if profile:
         findings = profile.report(
-            options, prepared, hyperparameters, state.history, metrics, held_out, probabilities, bool(spoils)
-        )
+            options, prepared, hyperparameters, state.history, metrics, held_out, probabilities, bool(spoils),
+            state.best_weights is not None,
+        )  # fmt: skip
     if state.best_weights is None:
         print("no epoch had a finite loss, so there is no model to export: lower lr", flush=True)
     write_artifact(options, prepared, begin, hyperparameters, metrics, findings, state.best_weights is not None)

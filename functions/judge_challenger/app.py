@@ -1,8 +1,7 @@
-"""The gate: decides from the evaluation whether the challenger goes live, and writes down why."""
+"""Decides from the evaluation whether the challenger goes live, and writes down why."""
 
 import json
 import os
-from dataclasses import dataclass
 from typing import Any
 
 from aws_lambda_powertools import Logger
@@ -10,92 +9,76 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from common import aws
 from common.tracing import tracer
+from judge_challenger import document
+from judge_challenger.gate import Thresholds, judge
 
 logger = Logger()
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What the challenger must reach; all are shares of pictures, 0 to 1."""
-
-    accuracy_floor: float
-    """Of all test pictures."""
-    margin: float
-    """How much worse than the champion it may be on the classes that both know."""
-    new_class_floor: float
-    """Of the test pictures of every class that the champion does not know."""
 
 
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler(capture_response=False)
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """`{"bucket", "evaluation": key, "verdict": key, "findings"}` to the verdict, which also lands in the bucket."""
-    body = aws.client("s3").get_object(Bucket=event["bucket"], Key=event["evaluation"])["Body"].read()
-    verdict = judge(
-        json.loads(body),
-        event["findings"],
-        Thresholds(
-            accuracy_floor=float(os.environ["ACCURACY_FLOOR"]),
-            margin=float(os.environ["GATE_MARGIN"]),
-            new_class_floor=float(os.environ["NEW_CLASS_FLOOR"]),
-        ),
-    )
-    aws.client("s3").put_object(
-        Bucket=event["bucket"],
-        Key=event["verdict"],
-        Body=json.dumps(verdict, indent=2).encode(),
-        ContentType="application/json",
-    )
+    """What the workflow needs of the verdict; the whole of it lands beside `verdict` as .json and .html.
+
+    `event`: `{"bucket", "run", "dataset", "champion": model version | null, "findings",
+    "evaluation": key | null where the model was not evaluated, "verdict": key of the .json}`
+    """
+    s3, bucket = aws.client("s3"), event["bucket"]
+    evaluation = None
+    if event["evaluation"]:
+        evaluation = json.loads(s3.get_object(Bucket=bucket, Key=event["evaluation"])["Body"].read())
+    about = {name: event[name] for name in ("run", "dataset", "champion")}
+    verdict = about | judge(evaluation, event["findings"], thresholds())
+    page = event["verdict"].removesuffix(".json") + ".html"
+    for key, text, kind in (
+        (event["verdict"], json.dumps(verdict, indent=1), "application/json"),
+        (page, document.page(verdict), "text/html; charset=utf-8"),
+    ):
+        s3.put_object(Bucket=bucket, Key=key, Body=text.encode(), ContentType=kind)
     logger.info(verdict["sentence"])
-    return verdict
+    uris = {"verdict": f"s3://{bucket}/{event['verdict']}", "document": f"s3://{bucket}/{page}"}
+    if evaluation:
+        uris["evaluation"] = f"s3://{bucket}/{event['evaluation']}"
+        uris["modelCard"] = f"s3://{bucket}/{event['evaluation'].rpartition('/')[0]}/model_card.json"
+    return answer(verdict) | uris | {"metadata": metadata(verdict) | uris}
 
 
-def judge(evaluation: dict[str, Any], findings: dict[str, Any], thresholds: Thresholds) -> dict[str, Any]:
-    """The verdict: `promote`, the `sentence` why, and the figures it rests on. Every reason against it is named."""
-    challenger = evaluation["challenger"]
-    common = evaluation.get("common")
-    against: list[str] = []
-    if findings.get("blocking"):
-        rules = [rule["rule"] for rule in findings["rules"] if rule.get("blocking") and rule["status"] == "IssuesFound"]
-        against.append(f"blocking findings: {', '.join(rules)}")
-    if challenger["accuracy"] < thresholds.accuracy_floor:
-        against.append(f"accuracy {challenger['accuracy']:.1%} is under the floor of {thresholds.accuracy_floor:.1%}")
-    change = None
-    if common and common["n"]:
-        change = (common["challenger_correct"] - common["champion_correct"]) / common["n"]
-        if change < -thresholds.margin:
-            against.append(
-                f"{-change:.1%} worse than the champion on the {common['n']} test pictures of the classes both know; "
-                f"{thresholds.margin:.1%} is allowed"
-            )
-    if evaluation.get("champion"):
-        for name in evaluation["new_classes"]:
-            result = challenger["per_class"][name]
-            recall = result["correct"] / result["n"] if result["n"] else 0.0
-            if recall < thresholds.new_class_floor:
-                against.append(
-                    f"new class {name}: {result['correct']} of {result['n']} test pictures recognised, "
-                    f"under the floor of {thresholds.new_class_floor:.0%}"
-                )
-    promote = not against
-    precision = evaluation["precision"]
-    return {
-        "promote": promote,
-        "sentence": "; ".join(against or [_why_promoted(challenger, change, evaluation), precision["reason"]]),
-        "accuracy": challenger["accuracy"],
-        "precision": precision["chosen"],
-        "champion_accuracy": (evaluation.get("champion") or {}).get("accuracy"),
-        "change_on_common_classes": change,
-        "per_class": challenger["per_class"],
-        "new_classes": evaluation.get("new_classes", []),
-        "preprocess": json.dumps(challenger["preprocess"]),
-        "thresholds": vars(thresholds),
-    }
-
-
-def _why_promoted(challenger: dict[str, Any], change: float | None, evaluation: dict[str, Any]) -> str:
-    if change is None:
-        return f"accuracy {challenger['accuracy']:.1%}, and no champion to compare with"
-    return f"accuracy {challenger['accuracy']:.1%}, {change:+.1%} against the champion on the classes both know" + (
-        f", and {', '.join(evaluation['new_classes'])} learnt" if evaluation["new_classes"] else ""
+def thresholds() -> Thresholds:
+    """The parameters of the stack."""
+    return Thresholds(
+        accuracy_floor=float(os.environ["ACCURACY_FLOOR"]),
+        margin=float(os.environ["GATE_MARGIN"]),
+        max_drop=float(os.environ["GATE_MAX_DROP"]),
+        confidence=float(os.environ["GATE_CONFIDENCE"]),
+        min_test_pictures=int(os.environ["GATE_MIN_TEST_PICTURES"]),
+        class_floor=float(os.environ["NEW_CLASS_FLOOR"]),
+        max_latency_ratio=float(os.environ["MAX_LATENCY_RATIO"]),
     )
+
+
+def answer(verdict: dict[str, Any]) -> dict[str, Any]:
+    """What goes into the execution's state, which holds 256 KB: nothing that grows with classes or pictures."""
+    names = ("promote", "sentence", "accuracy", "champion_accuracy", "change_on_common_classes", "precision")
+    return {name: verdict.get(name) for name in names} | {"preprocess": json.dumps(verdict.get("preprocess"))}
+
+
+def metadata(verdict: dict[str, Any]) -> dict[str, str]:
+    """The figures as properties of the model package.
+
+    A value has 1 to 256 characters, of letters, digits, spaces and `_.:/=+-@` (SageMaker's CustomerMetadataValue).
+    """
+    comparison, latency = verdict.get("comparison") or {}, verdict.get("latency", {})
+    found = {
+        "precision": verdict.get("precision"),
+        "accuracy": verdict.get("accuracy"),
+        "championCompared": verdict["champion"] if comparison else None,
+        "championAccuracy": verdict.get("champion_accuracy"),
+        "comparedPictures": comparison.get("n"),
+        "change": comparison.get("change"),
+        "changeAtWorst": comparison.get("low"),
+        "pWorse": comparison.get("p_worse"),
+        "latencyMs": latency.get("challenger_ms_p50"),
+        "latencyRatio": latency.get("ratio"),
+    }
+    given = {name: value for name, value in found.items() if value is not None}
+    return {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in given.items()}

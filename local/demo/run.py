@@ -77,6 +77,7 @@ BIN = Path(sys.executable).parent  # where the aws command line is
 
 
 FEW = 20  # labelled pictures of a class, below which their test split is too small to judge by
+LEAST_TESTED = 25  # test pictures of the first classes, below which the gate would ask for more
 
 
 def share(answers: Iterable[Answer]) -> tuple[int, int]:
@@ -98,9 +99,10 @@ def parameters(collection: Collection, weights: Weights) -> dict[str, str]:
         "LearningRateMin": "0.0007" if not pretrained else "0.0002",
         "LearningRateMax": "0.002" if not pretrained else "0.002",
         "BatchSizes": "16,32",
-        # Models as small as these differ by ten points on some 56 test pictures by chance alone.
-        "GateMargin": "0.2",
     }
+    if not pretrained:
+        # Trained from nothing in a minute, a model gives up some of the old classes for a new one.
+        chosen["GateMargin"] = "0.1"
     if collection.fewest < FEW:
         # Eight photographs of a class leave one or two to test with: the gate's thresholds for shares of them would
         # judge chance. What is left must still beat guessing.
@@ -110,13 +112,21 @@ def parameters(collection: Collection, weights: Weights) -> dict[str, str]:
             "AccuracyFloor": f"{1 / len(collection.first):.4f}",
             "NewClassFloor": "0",
         }
+    if tested(collection) < LEAST_TESTED:
+        chosen |= {"GateMinTestPictures": "1", "GateMaxDrop": "1"}
     return chosen
+
+
+def tested(collection: Collection) -> int:
+    """About how many pictures of the first classes are in the test split: a fifth of each."""
+    return sum(len(collection.labelled[name]) // 5 for name in collection.first)
 
 
 def caution(collection: Collection, weights: Weights) -> str:
     """What to expect of few pictures, before the figures disappoint; empty where there is no need."""
     if collection.fewest >= FEW:
-        return ""
+        few = f"Only some {tested(collection)} pictures are left to test with: the gate compares models by these few."
+        return few if tested(collection) < LEAST_TESTED else ""
     scratch = "" if weights.path else ", and from random weights so few teach hardly more than chance"
     return (
         f"Only {collection.fewest} pictures of a class are labelled{scratch}: the gate is lowered to chance "

@@ -29,7 +29,8 @@ PARAMETERS = {
     "LearningRateMin": "0.001",
     "LearningRateMax": "0.003",
     "DriftMinPictures": "50",
-    "GateMargin": "0.3",  # of a handful of test pictures
+    "GateMinTestPictures": "4",  # there is only a handful
+    "GateMaxDrop": "1",  # which excludes nothing
     "EndpointInstanceCount": "1",
     "EndpointMaxInstanceCount": "2",
     "EndpointTargetInvocations": "100000",  # more than these tests send: what scales is what a test scales
@@ -187,10 +188,23 @@ def test_the_run_leaves_its_documents(loop: Loop):
     bucket = loop.outputs["ArtifactBucketName"]
     read = lambda name: loop.s3.get_object(Bucket=bucket, Key=f"{prefix}/{name}")["Body"].read()  # noqa: E731
     assert json.loads(read("verdict.json"))["promote"] and json.loads(read("evaluation/evaluation.json"))["challenger"]
+    assert b"promoted" in read("verdict.html")
     rules = {rule["rule"]: rule["status"] for rule in json.loads(read("findings.json"))["rules"]}
     assert {"VanishingGradient", "Overfit", "LowGPUUtilization"} <= rules.keys() and "Error" not in rules.values()
     assert b"<html" in read("report.html").lower()
     assert b"http://" not in read("report.html")[:2000]
+
+
+def test_the_champion_is_in_the_registry_with_its_figures_and_its_lineage(loop: Loop):
+    champion = loop.champion()
+    package = loop.client("sagemaker").describe_model_package(ModelPackageName=champion["model_package"])
+    prefix = f"s3://{loop.outputs['ArtifactBucketName']}/runs/{champion['model_version']}"
+    assert package["ModelApprovalStatus"] == "Approved"
+    metrics = package["ModelMetrics"]["ModelQuality"]["Statistics"]["S3Uri"]
+    properties = package["CustomerMetadataProperties"]
+    assert metrics == properties["evaluation"] == f"{prefix}/evaluation/evaluation.json"
+    assert properties["verdict"] == f"{prefix}/verdict.json" and properties["dataset"] == champion["dataset_hash"]
+    assert {"datasetUri", "code", "tuningJob", "trainingJob", "accuracy", "latencyMs"} <= properties.keys()
 
 
 def test_the_model_is_served_in_the_precision_that_the_evaluation_chose(loop: Loop):

@@ -39,8 +39,9 @@ ANSWERS = {
     "ReadTuning": "{'BestTrainingJob': {'TunedHyperParameters': {'lr': '0.001', 'batch-size': '32', 'epochs': '5'}}}",
     "DescribeTraining": "{'TrainingJobStatus': 'Completed', "
     "'ModelArtifacts': {'S3ModelArtifacts': 's3://' & $trainingJob & '/model.tar.gz'}}",
-    "Judge": "{'Payload': {'promote': true, 'sentence': 'better', 'accuracy': 0.9, 'preprocess': '{}', "
-    "'precision': 'int8'}}",
+    "Judge": "{'Payload': $evaluation ? {'promote': true, 'sentence': 'better', 'accuracy': 0.9, 'preprocess': '{}', "
+    "'precision': 'int8', 'metadata': {'precision': 'int8', 'verdict': 's3://v'}} : {'promote': false, "
+    "'sentence': 'blocking findings', 'accuracy': null, 'metadata': {'verdict': 's3://v'}}}",
     "Register": "{'ModelPackageArn': 'arn'}",
     "FindEndpoint": "{'Endpoints': []}",
     "FindScaling": "{'ScalableTargets': []}",
@@ -192,13 +193,14 @@ def test_a_model_is_served_in_the_precision_that_was_chosen_for_it(workflow: Wor
     arguments = workflow.arguments("Evaluate")["AppSpecification"]["ContainerArguments"]
     assert arguments[:2] == ["--precision", "auto"] and arguments[-2:] == ["--champion-precision", "f32"]
     assert workflow.arguments("CreateModel")["PrimaryContainer"]["Environment"]["PRECISION"] == "int8"
-    metadata = workflow.arguments("Register")["CustomerMetadataProperties"]
-    card = f"s3://{ARTIFACTS}/runs/{workflow.output['run']}/evaluation/model_card.json"
-    assert (metadata["precision"], metadata["modelCard"]) == ("int8", card)
+    assert workflow.arguments("Register")["CustomerMetadataProperties"]["precision"] == "int8"
     assert workflow.item("champion", "champion")["precision"] == "int8"
     workflow.run(found(findings()))
     arguments = workflow.arguments("Evaluate")["AppSpecification"]["ContainerArguments"]
     assert arguments[-2:] == ["--champion-precision", "int8"], "what this champion is served in"
+    *_, settled, champion = workflow.arguments("Evaluate")["ProcessingInputs"]
+    assert (settled["InputName"], champion["InputName"]) == ("settled", "champion")
+    assert settled["S3Input"]["S3Uri"] == f"s3://{ARTIFACTS}/datasets/d/manifest.jsonl", "what this champion learnt"
 
 
 @pytest.mark.parametrize(
@@ -219,10 +221,12 @@ def test_models_are_evaluated_on_the_processors_that_serve_them(workflow: Workfl
 @pytest.mark.parametrize("rule", ["VanishingGradient", "ExplodingTensor", "LossNotDecreasing"])
 def test_a_training_that_ended_early_is_not_evaluated(workflow: Workflow, rule: str):
     reason = f"{rule} in step 12: train loss nan"
-    output = workflow.run(found(findings(rule, blocking=True, reason=reason)))
-    assert output["outcome"] == "REJECTED"
-    assert output["why"] == f"blocking findings: {rule}; ended early: {reason}"
-    assert "BlockPromotion" in workflow.visited and not {"Evaluate", "Register"} & set(workflow.visited)
+    given = findings(rule, blocking=True, reason=reason)
+    output = workflow.run(found(given))
+    assert (output["outcome"], output["why"]) == ("REJECTED", "blocking findings")
+    assert "BlockPromotion" in workflow.visited and "Evaluate" not in workflow.visited
+    judged = workflow.arguments("Judge")["Payload"]
+    assert judged["evaluation"] is None and judged["findings"] == given
     assert workflow.outputs["BlockPromotion"]["verdict"]["status"] == "EndedEarly"
     assert [found["rule"] for found in workflow.outputs["BlockPromotion"]["blocking"]] == [rule]
     assert workflow.item("dataset", "last")["outcome"] == "REJECTED" and workflow.item("lock", "lock") == {}

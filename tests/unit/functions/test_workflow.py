@@ -1,4 +1,4 @@
-"""The functions that the workflow calls: publishing, judging, probing, replaying, cleaning up."""
+"""The functions that the workflow calls: publishing, probing, replaying, cleaning up."""
 
 import io
 import json
@@ -14,76 +14,11 @@ from common import aws as aws_module
 from common import endpoint
 from common.errors import EndpointTrouble
 from end_run import app as end_run
-from judge_challenger import app as judge
 from probe_endpoint import app as probe
 from publish_sources import app as publish
 from tests.makers import events
 
-THRESHOLDS = judge.Thresholds(accuracy_floor=0.5, margin=0.02, new_class_floor=0.3)
-CLEAN = {"blocking": False, "rules": []}
 PREPROCESS = {"size": 32, "resize": 37, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
-
-
-def evaluation(challenger: int, champion: int | None, new: dict[str, tuple[int, int]] | None = None) -> dict[str, Any]:
-    """100 test pictures of known classes, `challenger` and `champion` of them right, and those of new classes."""
-    new = new or {}
-    right = challenger + sum(correct for correct, _ in new.values())
-    total = 100 + sum(n for _, n in new.values())
-    return {
-        "challenger": {
-            "accuracy": right / total, "preprocess": PREPROCESS,
-            "per_class": {name: {"n": n, "correct": correct} for name, (correct, n) in new.items()},
-        },
-        "champion": None if champion is None else {"accuracy": champion / 100},
-        "common_classes": ["beagle"], "new_classes": list(new) if champion is not None else [],
-        "common": champion and {"n": 100, "challenger_correct": challenger, "champion_correct": champion},
-        "precision": {"chosen": "int8", "reason": "served in int8; 2.9 times as fast as f32"},
-    }  # fmt: skip
-
-
-def test_the_first_model_needs_only_the_floor():
-    assert judge.judge(evaluation(60, None), CLEAN, THRESHOLDS)["promote"]
-    verdict = judge.judge(evaluation(40, None), CLEAN, THRESHOLDS)
-    assert not verdict["promote"] and "under the floor of 50.0%" in verdict["sentence"]
-
-
-def test_the_precision_is_passed_on_and_told_where_the_model_is_to_be_served():
-    verdict = judge.judge(evaluation(60, None), CLEAN, THRESHOLDS)
-    assert verdict["precision"] == "int8" and verdict["sentence"].endswith("; served in int8; 2.9 times as fast as f32")
-    assert "int8" not in judge.judge(evaluation(40, None), CLEAN, THRESHOLDS)["sentence"]
-
-
-def test_a_challenger_may_be_worse_by_the_margin_and_no_more():
-    assert judge.judge(evaluation(88, 90), CLEAN, THRESHOLDS)["promote"]
-    verdict = judge.judge(evaluation(87, 90), CLEAN, THRESHOLDS)
-    assert not verdict["promote"] and "3.0% worse than the champion on the 100 test pictures" in verdict["sentence"]
-
-
-def test_a_new_class_must_be_recognised():
-    assert judge.judge(evaluation(90, 90, {"pug": (3, 10)}), CLEAN, THRESHOLDS)["promote"]
-    verdict = judge.judge(evaluation(90, 90, {"pug": (2, 10)}), CLEAN, THRESHOLDS)
-    assert not verdict["promote"] and "new class pug: 2 of 10" in verdict["sentence"]
-
-
-def test_a_blocking_finding_blocks():
-    findings = {"blocking": True, "rules": [{"rule": "ExplodingTensor", "blocking": True, "status": "IssuesFound"}]}
-    verdict = judge.judge(evaluation(100, 50), findings, THRESHOLDS)
-    assert not verdict["promote"] and "ExplodingTensor" in verdict["sentence"]
-
-
-def test_the_verdict_is_written_where_people_find_it(aws, context, monkeypatch):
-    for name, value in {"ACCURACY_FLOOR": "0.5", "GATE_MARGIN": "0.02", "NEW_CLASS_FLOOR": "0.3"}.items():
-        monkeypatch.setenv(name, value)
-    aws.s3.put_object(Bucket=aws.artifacts, Key="runs/1/evaluation.json", Body=json.dumps(evaluation(90, 80)))
-    request = {
-        "bucket": aws.artifacts,
-        "evaluation": "runs/1/evaluation.json",
-        "verdict": "runs/1/verdict.json",
-        "findings": CLEAN,
-    }
-    verdict = judge.handler(request, context)
-    written = json.loads(aws.s3.get_object(Bucket=aws.artifacts, Key="runs/1/verdict.json")["Body"].read())
-    assert written == verdict and json.loads(verdict["preprocess"]) == PREPROCESS
 
 
 def layer(root: Path, package: str, files: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """prepare, train and evaluate from end to end, as processes under the container contract."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -133,7 +134,7 @@ def test_findings_and_report_are_whole(trained):
     assert all(rule["status"] in ("NoIssuesFound", "IssuesFound") for rule in named.values()), named
     assert findings["blocking"] == any(rule["blocking"] for rule in named.values())
     summary = findings["summary"]
-    assert summary["per_class"].keys() == set(PATTERNS) and summary["steps"]["count"] == 16
+    assert summary["per_class"].keys() == set(PATTERNS) and summary["steps"]["count"] == 16 and summary["model"]
     assert len(summary["skipped"]) == 1
     page = (data / "report.html").read_text()
     assert page.count("Plotly.newPlot(") >= 8
@@ -212,10 +213,15 @@ def test_evaluation_compares_by_class_name(trained, snapshot, tmp_path):
     archive = tmp_path / "challenger" / "model.tar.gz"
     pack(trained[0] / "model", archive)
     champion = tmp_path / "champion" / "model.tar.gz"
+    settled = tmp_path / "settled"  # what the champion learnt from: without the pictures of one class
+    settled.mkdir()
+    rows = (snapshot / "dataset" / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (settled / "manifest.jsonl").write_text("".join(row for row in rows if '"stripes"' not in row))
     # a champion that knows the same classes under other indices, and one of them under no name of ours
     pack(trained[0] / "model", champion, {"classes.json": json.dumps(["stripes", "cat", "dots"]).encode()})
     run("evaluate.py", "--dataset", snapshot / "dataset", "--images", snapshot / "images", "--challenger",
-        archive.parent, "--champion", champion.parent, "--output", tmp_path / "out", opt_ml=tmp_path)  # fmt: skip
+        archive.parent, "--champion", champion.parent, "--settled", settled, "--output", tmp_path / "out",
+        opt_ml=tmp_path)  # fmt: skip
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     challenger = result["challenger"]
     precision = result["precision"]
@@ -232,10 +238,16 @@ def test_evaluation_compares_by_class_name(trained, snapshot, tmp_path):
     assert challenger["latency_ms_p50"] > 0
     assert result["common_classes"] == ["dots", "stripes"] and result["new_classes"] == ["plain"]
     assert result["champion"]["per_class"].keys() == {"dots", "stripes"}
-    assert result["common"]["n"] == 6
-    assert result["common"]["challenger_correct"] == sum(
-        challenger["per_class"][name]["correct"] for name in ("dots", "stripes")
-    )
+    common = result["common"]
+    for who, name in itertools.product(("challenger", "champion"), ("dots", "stripes")):
+        paired = common["per_class"][name]
+        assert paired["both"] + paired[f"only_{who}"] == result[who]["per_class"][name]["correct"]
+    assert common["n"] == sum(common[kind] for kind in ("both", "only_champion", "only_challenger", "neither")) == 6
+    assert common["challenger_correct"] == sum(challenger["per_class"][name]["correct"] for name in ("dots", "stripes"))
+    assert common["settled"] == common["per_class"]["dots"]
+    assert common["per_class"].keys() == {"dots", "stripes"}, "plain is new to the champion, as cat is to the test"
+    for answer in [*challenger["predictions"], *result["champion"]["predictions"]]:
+        assert answer["ms"] > 0 and answer["origin"].startswith("s3://pictures/labelled/")
 
 
 def test_evaluation_without_champion_and_with_a_broken_archive(trained, snapshot, tmp_path):
