@@ -88,7 +88,10 @@ def _worth_a_run(found: dataset.Dataset, labels: list[dict[str, Any]]) -> tuple[
     facts = vars(news) | {"min_new_pictures": int(os.environ["MIN_NEW_PICTURES"]), "dataset_hash": found.hash}
     if state.get("dataset", found.hash):
         return False, 'this very dataset was trained already; {"force": true} as input of a run repeats it', facts
-    return *decide.reason(news, facts["min_new_pictures"]), facts
+    learns, why = decide.reason(news, facts["min_new_pictures"])
+    if learns and (reason := decide.why_not_to_be_judged(found, int(os.environ["GATE_MIN_TEST_PICTURES"]))):
+        return False, reason, facts
+    return learns, why, facts
 
 
 def _decided(decision: str, now: datetime, entry: ledger.Ledger, why: str, **facts: Any) -> str:

@@ -70,5 +70,17 @@ def reason(news: News, min_new_pictures: int) -> tuple[bool, str]:
     )
 
 
+def why_not_to_be_judged(found: Dataset, min_test_pictures: int) -> str | None:
+    """Why the gate could only reject what is trained on `found`, in words, or None: it has too few test pictures."""
+    tested = sum(picture.split == "test" for picture in found.pictures)
+    if tested >= min_test_pictures:
+        return None
+    missing = min_test_pictures - tested
+    return (
+        f"{_count(tested, 'test picture')} of the {min_test_pictures} that the gate needs to judge a model: "
+        f"label about {5 * missing} more, of which a fifth will be test pictures"
+    )
+
+
 def _count(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"

@@ -355,7 +355,7 @@ def test_the_lock_of_a_dead_run_is_taken_over(loop: Loop):
     assert json.loads(describe()["output"])["outcome"] == "NOTHING_NEW" and not loop.locked()
 
     loop.state.put_item(Item=lock)
-    loop.label("violet", 1, seed=7)
+    loop.label("yellow", 1, seed=7)
     until(lambda: not loop.locked(), 60)
     until(lambda: "is cleaned up after" in loop.item("decision", "last").get("why", ""), 10)
 

@@ -71,6 +71,15 @@ def test_the_first_run_needs_neither():
     assert decide.reason(news(last=None), 100) == (True, "the first run, on 2 pictures of 2 classes")
 
 
+def test_what_the_gate_could_only_reject_is_no_reason_for_a_run():
+    pictures = [dataset.Picture(f"{n}", "x", "test" if n % 5 == 0 else "train", "o") for n in range(50)]
+    assert decide.why_not_to_be_judged(dataset.Dataset(pictures), 10) is None
+    why = decide.why_not_to_be_judged(dataset.Dataset(pictures), 12)
+    assert why and why.startswith(
+        "10 test pictures of the 12 that the gate needs to judge a model: label about 10 more"
+    )
+
+
 def test_what_is_labelled_again_is_not_new_and_what_is_moved_is():
     assert news(label("beagle", "a", LATER)).new_pictures == 0, "a copy, in the same class"
     moved = [label("beagle", "a"), label("boxer", "x", LATER)]  # x was a beagle until then
@@ -397,7 +406,8 @@ def live(world: World) -> pytest.MonkeyPatch:
     patch = pytest.MonkeyPatch()
     for name, value in {
         "QUIET_PERIOD_SECONDS": world.quiet, "LONGEST_WAIT_SECONDS": world.longest, "MIN_NEW_PICTURES": world.min_new,
-        "MAX_RUNS_PER_DAY": world.max_runs, "MIN_PICTURES_PER_CLASS": 5, "RETRAIN_QUEUE_URL": "queue",
+        "MAX_RUNS_PER_DAY": world.max_runs, "MIN_PICTURES_PER_CLASS": 5, "GATE_MIN_TEST_PICTURES": 0,
+        "RETRAIN_QUEUE_URL": "queue",
         "RETRAIN_STATE_MACHINE": MACHINE, "END_RUN_FUNCTION": "end_run",
     }.items():  # fmt: skip
         patch.setenv(name, str(value))
@@ -531,24 +541,28 @@ def test_every_decision_is_kept_with_its_counts_and_reason(aws, sfn, monkeypatch
     state.put("dataset", "last", LAST | {"classes": json.dumps(LAST["classes"])})
     monkeypatch.setattr(ledger, "contents", lambda: SimpleNamespace(labels=labels, splits=None))
     monkeypatch.setattr(dataset, "assemble", lambda *_: found(*labels))
+    monkeypatch.setenv("GATE_MIN_TEST_PICTURES", "1")
     entry = change(1)
+    assert start.consider(entry.revision).startswith("no run: 0 test pictures of the 1 that the gate needs")
+    monkeypatch.setenv("GATE_MIN_TEST_PICTURES", "0")
+    entry = change(2)
     assert start.consider(entry.revision).startswith("started labels-2")
     kept = state.get("decision", "last")
     assert kept and kept["decision"] == "STARTED" and kept["why"].endswith("1 new class: pug (1)")
-    assert kept["new_classes"] == {"pug": 1} and kept["new_pictures"] == 0 and kept["revision"] == 1
+    assert kept["new_classes"] == {"pug": 1} and kept["new_pictures"] == 0 and kept["revision"] == 2
     assert sfn.inputs[kept["execution"]] == {
-        "trigger": "labels", "why": "1 new class: pug (1)", "revision": 1, "force": False
+        "trigger": "labels", "why": "1 new class: pug (1)", "revision": 2, "force": False
     }  # fmt: skip
     lock(kept["execution"])
-    assert "about to take these labels" in start.consider(1)
+    assert "about to take these labels" in start.consider(2)
     assert state.get("decision", "last") == kept, "its own run is no reason to wait"
     state.table().delete_item(Key={"pk": "lock", "sk": "lock"})
-    ledger.settle(1, clock.iso(clock.now()))
-    assert start.consider(1) == "no labels wait"
+    ledger.settle(2, clock.iso(clock.now()))
+    assert start.consider(2) == "no labels wait"
 
     state.put("dataset", "last", LAST | {"classes": '["beagle", "boxer", "pug"]', "trained_at": LATER})
-    entry = change(2)
-    assert "10 that a run needs" not in start.consider(entry.revision)
+    entry = change(3)
+    assert start.consider(entry.revision).startswith("no run: 0 new pictures")
     kept = state.get("decision", "last")
     assert kept and kept["decision"] == "NO_RUN" and "0 new pictures of known classes, of the 1" in kept["why"]
     after = ledger.read()
