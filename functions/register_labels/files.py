@@ -26,6 +26,8 @@ FOLDER, REPORTS = "labels/", "label-reports/"
 MAX_BYTES = 200_000_000
 # Ten parts, as one invocation may get them, have 100 pictures; and as one batch that is sent, less than 256 kB.
 LINES_PER_PART = 10
+# S3's answers about an object that no further try will read: archived, or under a key that the function may not use.
+UNREADABLE = {"InvalidObjectState", "AccessDenied", "403"}
 SPARE_SECONDS = 20  # for the picture that is looked at, whatever it is, and to record the part
 # What Ground Truth writes beside its output manifest, if labels/ is where its jobs write.
 WORKING_FOLDERS = {"activelearning", "annotations", "inference", "intermediate", "training", "temp"}
@@ -143,6 +145,8 @@ def _label(bucket: str, line: formats.Line, seen: dict[tuple[str, str], ledger.I
     except BrokenImage as reason:
         return str(reason)
     except ClientError as error:
+        if aws.code(error) in UNREADABLE:
+            return f"s3://{bucket}/{line.key} cannot be read: {aws.code(error)}"
         if aws.code(error) not in GONE:
             raise
         taken = None

@@ -50,7 +50,8 @@ def read(data: bytes, bucket: str) -> File:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise NoLabels(f"it is not UTF-8 text (at byte {error.start:,})") from None
-    start = text.lstrip()[:1]
+    at = _past_space(text, 0)
+    start = text[at : at + 1]
     if start == "[":
         things: Iterator[Any] = _elements(text)
         found = File(LABEL_STUDIO, [_line(n, thing, _label_studio, bucket) for n, thing in enumerate(things, 1)])

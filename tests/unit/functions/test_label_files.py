@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
+from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -241,6 +242,26 @@ def test_a_file_that_is_exported_again_with_a_line_more_is_one_new_label(bucket:
     assert looked == ["here/2.png"]
     after = {each["key"]: each["registered_at"] for each in ledger.contents().labels}
     assert before.items() <= after.items() and len(after) == 3
+
+
+def test_a_picture_that_is_archived_is_named_and_trouble_that_passes_is_tried_again(bucket: Bucket, monkeypatch):
+    bucket.aws.s3.put_object(Bucket=bucket.name, Key="here/0.png", Body=picture(0))
+    bucket.put("labels/a.manifest", manifest([("here/0.png", "beagle")]))
+    bucket.deliver(0)
+
+    def refused(code: str) -> Any:
+        def take(event: Any) -> None:
+            raise ClientError({"Error": {"Code": code}}, "GetObject")
+
+        return take
+
+    monkeypatch.setattr(pictures, "take", refused("SlowDown"))
+    with pytest.raises(ClientError):
+        bucket.deliver(0, keep=True)
+    monkeypatch.setattr(pictures, "take", refused("InvalidObjectState"))
+    bucket.deliver_all()
+    (line,) = bucket.report("labels/a.manifest")["rejected"]
+    assert line == {"line": 1, "reason": "s3://pictures/here/0.png cannot be read: InvalidObjectState"}
 
 
 @pytest.mark.parametrize(
