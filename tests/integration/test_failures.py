@@ -23,7 +23,7 @@ from common import aws as functions_aws
 from end_run import app as end_run
 from local.emulator import Emulator
 from tests.integration import test_workflow as workflow_tests
-from tests.integration.test_workflow import ANSWERS, ARTIFACTS, SCALING, Workflow, findings, found, with_answers
+from tests.integration.test_workflow import ANSWERS, ARTIFACTS, KEYS, SCALING, Workflow, findings, found, with_answers
 from tests.makers.waiting import wait_for
 
 STATES: dict[str, dict[str, Any]] = json.loads(workflow_tests.DEFINITION)["States"]
@@ -135,6 +135,7 @@ class Scenario:
 
 
 NO_IMAGE = ANSWERS["PublishSources"].replace("'image': 'image'", "'image': null")
+HALF = {"run": "2", "outcome": "ABORTED"}
 RECOVERY = {"trigger": "recovery", "why": "it died", "recover": {"run": "2", "attempt": 1}}
 SCENARIOS = {
     "update": Scenario(CHAMPION),
@@ -162,7 +163,9 @@ SCENARIOS = {
     "back": Scenario(
         CHAMPION, {"deploy": 1, "why": "it was better"}, {"ReadApproval": "{'ModelApprovalStatus': 'Approved'}"}
     ),
-    "half made": Scenario([row("loop-3")], RECOVERY | {"deploy": None}),
+    "half made": Scenario(
+        [row("loop-3"), deployed(3, pk="deployment", sk="000003", **HALF)], RECOVERY | {"deploy": None}
+    ),
 }  # fmt: skip
 
 
@@ -171,13 +174,17 @@ SCENARIOS = {
 ABORTED, TIMED_OUT = "ABORTED", "TIMED_OUT"
 LOST = "States.Timeout"  # of a call that was heeded: its answer is lost, again and again
 JOB_FAILED = json.dumps({"ProcessingJobStatus": "Failed", "FailureReason": "the data is wrong"})
+NO_CAPACITY = (
+    "CapacityError: Unable to provision requested ML compute capacity. Please retry using a different ML instance"
+)
 
 
 def errors_of(name: str) -> list[str]:
     """What a task can meet: each error that it names, one that nobody thought of, a lost answer, an abort."""
     named = [e for part in ("Retry", "Catch") for rule in STATES[name].get(part, []) for e in rule["ErrorEquals"][:1]]
     found = {error: None for error in named if not error.startswith("States.")}
-    return [*found, "States.TaskFailed", LOST, "ValueError", ABORTED]
+    job = ["States.TaskFailed"] if STATES[name]["Resource"].endswith(".sync") else []
+    return [*found, *job, LOST, "ValueError", ABORTED]
 
 
 CASES = [(name, error) for name in TASKS for error in errors_of(name)]
@@ -204,7 +211,8 @@ def definition(values: dict[str, str], scenario: Scenario, failing: str = "", er
         works, breaks = f"{failing} works", f"{failing} breaks"
         states[works] = states[failing]
         states[breaks] = broken(states[failing], failing, error)
-        here = f"{{% $states.context.Execution.Name = '{FIRST}' %}}"
+        here = f"{{% '${{Always}}' = 'yes' or $states.context.Execution.Name = '{FIRST}' %}}"
+        here = here.replace("${Always}", values.get("Always", "no"))
         states[failing] = {"Type": "Choice", "Choices": [{"Condition": here, "Next": breaks}], "Default": works}
         states["Hang"] = {"Type": "Wait", "Seconds": 600, "Next": "Done"}
     if error == TIMED_OUT:
@@ -216,13 +224,15 @@ def broken(state: dict[str, Any], name: str, error: str) -> dict[str, Any]:
     """A task that fails, with its own retries and catches; or that is heeded, and then nothing comes."""
     if error in (ABORTED, TIMED_OUT):
         return state | {"Next": "Hang"}
-    of_job = error == "States.TaskFailed" and STATES[name]["Resource"].endswith(".sync")
-    cause = JOB_FAILED if of_job else f"the {error}"
+    cause = JOB_FAILED if error == "States.TaskFailed" else f"the {error}"
+    if error == NO_CAPACITY:
+        error, cause = "States.TaskFailed", json.dumps({"FailureReason": NO_CAPACITY})
+    # Within the branch, too, the state has the name that the catch puts into the reason.
     fails = {"Type": "Fail", "Error": error, "Cause": cause}
-    branch: dict[str, Any] = {"StartAt": "Fails", "States": {"Fails": fails}}
+    branch: dict[str, Any] = {"StartAt": name, "States": {name: fails}}
     if error == LOST and state["Type"] == "Task":
         heeded = {part: state[part] for part in ("Type", "Resource", "Arguments")}
-        branch = {"StartAt": "Heeded", "States": {"Heeded": heeded | {"Next": "Fails"}, "Fails": fails}}
+        branch = {"StartAt": "Heeded", "States": {"Heeded": heeded | {"Next": name}, name: fails}}
     rules = {part: json.loads(json.dumps(STATES[name][part])) for part in ("Retry", "Catch")}
     for rule in rules["Retry"]:
         rule["IntervalSeconds"] = 0
@@ -296,11 +306,7 @@ class Case(Workflow):
         for execution in list(self.pending):
             run = self.states.describe_execution(executionArn=execution)
             if run["status"] == "RUNNING" and self.error == ABORTED and execution == self.first:
-                (last,) = self.states.get_execution_history(
-                    executionArn=execution, reverseOrder=True, maxResults=1
-                )["events"]  # fmt: skip
-                if last.get("stateEnteredEventDetails", {}).get("name") == "Hang":
-                    self.states.stop_execution(executionArn=execution, cause="somebody stopped it")
+                self.stop_if_it_hangs()
             # A recovery that began in the same second would have the same RunId; on AWS no deployment is so quick.
             if run["status"] == "RUNNING" or time.time() < int(run["startDate"].timestamp()) + 1.1:
                 continue
@@ -309,6 +315,11 @@ class Case(Workflow):
             if run["status"] != "SUCCEEDED":
                 self.end(execution, run["status"])
         return not self.pending
+
+    def stop_if_it_hangs(self) -> None:
+        history = self.states.get_execution_history(executionArn=self.first, reverseOrder=True, maxResults=1)
+        if history["events"][0].get("stateEnteredEventDetails", {}).get("name") == "Hang":
+            self.states.stop_execution(executionArn=self.first, cause="somebody stopped it")
 
     def end(self, execution: str, status: str) -> dict[str, Any]:
         detail = {"executionArn": execution, "stateMachineArn": self.machine, "status": status}
@@ -358,7 +369,7 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
     with Emulator(state=tmp_path_factory.mktemp("aws")) as emulator, pytest.MonkeyPatch.context() as patch:
         one = Case(emulator)
         clients = {"stepfunctions": one.states, "sns": one.client("sns")}
-        resource: Any = boto3.resource("dynamodb", endpoint_url=emulator.endpoint_url, **one.keys)
+        resource: Any = boto3.resource("dynamodb", endpoint_url=emulator.endpoint_url, **KEYS)
         patch.setenv("NAME", "loop")
         patch.setenv("POWERTOOLS_TRACE_DISABLED", "true")
         patch.setenv("TOPIC", one.topic)
@@ -374,6 +385,9 @@ class Told:
         self.sqs = case.client("sqs")
         self.queue = self.sqs.create_queue(QueueName="told")["QueueUrl"]
         arn = self.sqs.get_queue_attributes(QueueUrl=self.queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        allow = {"Effect": "Allow", "Principal": "*", "Action": "sqs:SendMessage", "Resource": arn}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
+        self.sqs.set_queue_attributes(QueueUrl=self.queue, Attributes={"Policy": policy})
         case.client("sns").subscribe(TopicArn=case.topic, Protocol="sqs", Endpoint=arn)
         self.messages = list[dict[str, Any]]()
 
@@ -428,7 +442,7 @@ def test_after(case: tuple[str, str], cases: dict[tuple[str, str], Case], told: 
     assert case in cases, f"no scenario comes by {name}: add one"
     this = cases[case]
     run = this.ended[this.first]
-    assert name in this.visited(this.first), "the failure was not met"
+    assert name in this.visited(this.first), f"the failure was not met: {run.get('cause')}"
     if error in (ABORTED, TIMED_OUT):
         assert run["status"] == error
     check(this)
@@ -442,11 +456,11 @@ def test_after(case: tuple[str, str], cases: dict[tuple[str, str], Case], told: 
     assert messages and all(this.first in message["link"] for message in messages)
     if run["status"] != "SUCCEEDED":
         assert all(message["why"] for message in messages)
-        assert name == "FreeLock" or recorded[this.first]["outcome"] in ("FAILED", error)
-    if error in ("ValueError", "States.TaskFailed") and run["status"] == "FAILED" and name != "FreeLock":
-        assert name in messages[0]["why"] or name == "TakeLock"
-        if STATES[name]["Resource"].endswith(".sync") and error == "States.TaskFailed":
-            assert messages[0]["why"] == f"{name}: the data is wrong"
+        before = "RecordRun" in this.visited(this.first)  # what came after it changed nothing about the outcome
+        assert name == "FreeLock" or recorded[this.first]["outcome"] in ("FAILED", error, "PROMOTED" if before else "")
+    if run["status"] == "FAILED" and error not in (LOST, ABORTED, TIMED_OUT) and name not in ("TakeLock", "FreeLock"):
+        assert messages[0]["why"].startswith(f"{name}: ")
+        assert error != "States.TaskFailed" or messages[0]["why"] == f"{name}: the data is wrong"
 
 
 def check(case: Case) -> None:
@@ -472,3 +486,162 @@ def check(case: Case) -> None:
             continue
         assert case.failing == "TakeLock" or any(identity in job for job in case.sagemaker.stopped)
         assert recovered or {"sk": f"loop-{identity}", "pk": "model"} not in case.all("model")
+
+
+# --- After the failure -----------------------------------------------------------------------------------------------
+
+
+def test_a_recovery_that_cannot_succeed_is_given_up(aws: Emulator, told: Told):
+    """Three times, then a person is asked; the lock is free, because the next model may be what helps."""
+    case = Case(aws)
+    scenario = Scenario(CHAMPION, values={"Always": "yes"})
+    case.begin(scenario, "DescribeEndpoint", "ValueError")
+    case.finish()
+    names = [execution.rpartition(":")[2] for execution in case.ended]
+    run = case.ended[case.first]["startDate"].astimezone(UTC).strftime("%y%m%d%H%M%S")
+    assert names == [FIRST, *(f"recover-{run}-{attempt}" for attempt in (1, 2, 3))]
+    assert case.all("lock") == [] and case.all("champion")[0]["endpoint_config"] == "loop-2"
+    assert {item["outcome"] for item in case.all("deployment")[2:]} == {"FAILED"}
+    then = [told.about(execution)[0]["then"] for execution in case.ended]
+    assert "goes back to deployment 2" in then[0] and then[-1].startswith("GIVEN UP after 3 recoveries")
+
+
+@pytest.fixture
+def aborted(aws: Emulator) -> Case:
+    """A run that was aborted when the endpoint had begun to change, before anybody has heard of it."""
+    case = Case(aws)
+    case.begin(SCENARIOS["update"], "UpdateEndpoint", ABORTED)
+
+    def ended() -> bool:
+        run = case.states.describe_execution(executionArn=case.first)
+        if run["status"] == "RUNNING":
+            case.stop_if_it_hangs()
+        return run["status"] == ABORTED and time.time() > int(run["startDate"].timestamp()) + 1.1
+
+    wait_for(ended, 60)
+    case.pending.clear()
+    return case
+
+
+def test_end_run_may_be_called_again_at_any_time(aborted: Case, told: Told):
+    first, second = aborted.end(aborted.first, ABORTED), aborted.end(aborted.first, ABORTED)
+    assert first["recovery"] and second.get("recovery") in (first["recovery"], None)
+    aborted.pending = aborted.pending[:1]
+    aborted.finish()
+    assert aborted.end(aborted.first, ABORTED) == {"freed": False}
+    assert len(told.about(aborted.first)) == 1 and len(aborted.ended) == 1
+    check_live(aborted, "loop-2", ABORTED)
+
+
+@pytest.mark.parametrize("called_for", ["the run", "the holder"])
+def test_a_recovery_that_was_promised_the_lock_is_started_by_whoever_comes_next(
+    aborted: Case, monkeypatch: pytest.MonkeyPatch, called_for: str
+):
+    """end_run may die between the two."""
+    with monkeypatch.context() as patch:
+        patch.setattr(end_run, "begin_recovery", lambda lock: {"freed": False})
+        aborted.end(aborted.first, ABORTED)
+    (lock,) = aborted.all("lock")
+    assert lock["holder"] != aborted.first and json.loads(lock["recovery"])["deploy"] == 2
+    aborted.end(aborted.first if called_for == "the run" else lock["holder"], ABORTED)
+    assert aborted.pending == [lock["holder"]]
+    aborted.finish()
+    check_live(aborted, "loop-2", ABORTED)
+
+
+def check_live(case: Case, config: str, outcome: str) -> None:
+    """The champion serves again under a new number; the deployment that was interrupted is on record as that."""
+    check(case)
+    before, after = case.all("deployment")[-2:]
+    assert before["outcome"] == outcome and after["outcome"] == "PROMOTED"
+    assert after["model_version"] == "1" and case.all("champion")[0]["deployment"] == after["deployment"] == "4"
+    assert "deployment 2" in after["message"] and config != after["endpoint_config"]
+
+
+def test_a_recovery_leaves_alone_what_is_live_again_by_itself(aws: Emulator, told: Told):
+    """As after an update that its alarms rolled back when nobody watched any more."""
+    case = Case(aws)
+    case.begin(Scenario(CHAMPION, values={"Breaks": "yes"}), "UpdateEndpoint", ABORTED)
+    case.finish()
+    _, recovery = case.ended
+    assert json.loads(case.ended[recovery]["output"])["outcome"] == "RECOVERED"
+    assert case.all("champion")[0]["deployment"] == "2" and len(case.all("deployment")) == 3
+    check(case)
+
+
+# --- Going back ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "approval", "why"),
+    [
+        (1, "Rejected", "ReadApproval: NotApproved: the model package arn:1 is Rejected in the registry"),
+        (9, "Approved", "ReadDeployment: NoSuchDeployment: there is no deployment 9"),
+    ],
+)
+def test_only_approved_models_are_gone_back_to(aws: Emulator, told: Told, number: int, approval: str, why: str):
+    case = Case(aws)
+    case.begin(Scenario(CHAMPION, {"deploy": number}, {"ReadApproval": f"{{'ModelApprovalStatus': '{approval}'}}"}))
+    case.finish()
+    assert case.ended[case.first]["status"] == "FAILED" and told.about(case.first)[0]["why"] == why
+    assert len(case.all("deployment")) == 2
+    check(case)
+
+
+def test_what_is_live_already_is_not_deployed_again(aws: Emulator):
+    case = Case(aws)
+    case.begin(Scenario(CHAMPION, {"deploy": 2}, SCENARIOS["back"].answers))
+    case.finish()
+    output = json.loads(case.ended[case.first]["output"])
+    assert (output["outcome"], output["why"]) == ("NOTHING_NEW", "deployment 2 is live already")
+
+
+def test_going_back_is_a_deployment_like_any_other(aws: Emulator):
+    """With a number, a model and a configuration of its own; what was trained last stays what it was."""
+    case = Case(aws)
+    case.begin(SCENARIOS["back"])
+    case.finish()
+    visited = case.visited(case.first)
+    assert {"CreateModel", "UpdateEndpoint", "ProbeEndpoint", "Promote", "Replay"} <= set(visited)
+    (champion,) = case.all("champion")
+    run = json.loads(case.ended[case.first]["output"])["run"]
+    assert (champion["model_version"], champion["deployment"]) == ("1", "3")
+    assert champion["endpoint_config"] == f"loop-{run}" and champion["artifact"] == MODEL["artifact"]["S"]
+    assert case.all("deployment")[-1]["message"] == "back to the model 1 of deployment 1: it was better"
+    assert case.all("dataset") == []
+
+
+# --- No capacity -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Prepare", "Tune", "Evaluate"])
+def test_what_sagemaker_lacks_is_asked_for_again_later(aws: Emulator, told: Told, name: str):
+    case = Case(aws)
+    case.begin(SCENARIOS["update"], name, NO_CAPACITY)
+    case.finish()
+    visited = case.visited(case.first)
+    assert visited.count("WaitForCapacity") == 2 and visited.count(name) == 6, "three times, each as choice and as task"
+    assert told.about(case.first)[0]["why"] == f"{name}: {NO_CAPACITY}"
+    check(case)
+
+
+FAILS = "{'TrainingJobStatus': 'Failed', 'FailureReason': 'REASON'}"
+
+
+@pytest.mark.parametrize(
+    ("reason", "times"), [("InternalServerError: try again", 3), ("AlgorithmError: a class without pictures", 1)]
+)
+def test_a_training_is_repeated_for_lack_of_machines_and_not_for_bad_data(aws: Emulator, reason: str, times: int):
+    this = Workflow(aws)
+    answers = found(findings()) | {"DescribeTraining": FAILS.replace("REASON", reason)}
+    why = this.run(answers, status="FAILED")["why"]
+    jobs = [request["TrainingJobName"].rpartition("-")[2] for request in this.requests]
+    assert jobs == ["0", "4", "8"][:times] and reason in why
+
+
+def test_a_job_that_succeeds_in_the_end_has_lost_nothing_but_time(aws: Emulator):
+    this = Workflow(aws)
+    fails = FAILS.replace("REASON", NO_CAPACITY)
+    once = f"$again = 0 ? {fails} : {ANSWERS['DescribeTraining']}"
+    assert this.run(found(findings()) | {"DescribeTraining": once})["outcome"] == "PROMOTED"
+    assert len(this.requests) == 2 and this.visited.count("WaitForCapacity") == 1

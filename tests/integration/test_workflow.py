@@ -9,6 +9,7 @@ import json
 import re
 import textwrap
 from collections.abc import Collection
+from functools import cache
 from typing import Any
 from unittest.mock import ANY
 
@@ -89,16 +90,22 @@ def called(state: dict[str, Any]) -> str:
     return state["Resource"].removeprefix("arn:aws:states:::")
 
 
+KEYS = {"region_name": "us-east-1", "aws_access_key_id": "test", "aws_secret_access_key": "test"}
+session: Any = boto3
+
+
+@cache
+def client_of(url: str, service: str) -> Any:
+    return session.client(service, endpoint_url=url, **KEYS)
+
+
 class Workflow:
     """Runs of the workflow over one table."""
 
     numbers = itertools.count()
 
     def __init__(self, aws: Emulator) -> None:
-        session: Any = boto3
-        self.keys = {"region_name": "us-east-1", "aws_access_key_id": "test", "aws_secret_access_key": "test"}
-        client = lambda service: session.client(service, endpoint_url=aws.endpoint_url, **self.keys)  # noqa: E731
-        self.client = client
+        client = self.client = lambda service: client_of(aws.endpoint_url, service)
         self.states, self.table, self.s3 = client("stepfunctions"), client("dynamodb"), client("s3")
         self.name = f"state{next(self.numbers)}"
         self.table.create_table(

@@ -152,9 +152,11 @@ def test_everything_that_scales_is_about_the_one_variant():
 
 def test_the_last_run_is_remembered_however_its_model_was_judged():
     """What counts as newly labelled is counted from there."""
-    for name in ("Promote", "RecordRollback", "RecordRejection"):
-        items = [item["Put"]["Item"] for item in STATES[name]["Arguments"]["TransactItems"]]
-        assert {"pk": {"S": "dataset"}, "sk": {"S": "last"}}.items() <= items[-1].items(), name
+    last = {"pk": {"S": "dataset"}, "sk": {"S": "last"}}.items()
+    assert last <= STATES["RecordRejection"]["Arguments"]["TransactItems"][-1]["Put"]["Item"].items()
+    assert last <= STATES["DescribeModel"]["Assign"]["trained"][-1].items()
+    for name in ("Promote", "RecordRollback"):
+        assert "$map($trained, " in STATES[name]["Arguments"]["TransactItems"], name
 
 
 @pytest.mark.parametrize(("poll", "job"), [(1, 4 * 86400), (15, 4 * 86400), (15, 14400)])
@@ -167,21 +169,46 @@ def test_waiting_for_the_longest_training_leaves_room_in_the_history(poll: int, 
     assert 11 * looks < 15_000
 
 
+def following(state: dict[str, Any]) -> set[str]:
+    found = {state.get("Next"), state.get("Default")}
+    found |= {choice["Next"] for choice in state.get("Choices", [])}
+    found |= {catcher["Next"] for catcher in state.get("Catch", [])}
+    return {name for name in found if name}
+
+
 def test_every_way_through_ends_at_the_lock():
-    """From where the lock is taken, every end is reached through FreeLock."""
-
-    def following(state: dict[str, Any]) -> set[str]:
-        found = {state.get("Next"), state.get("Default")}
-        found |= {choice["Next"] for choice in state.get("Choices", [])}
-        found |= {catcher["Next"] for catcher in state.get("Catch", [])}
-        return {name for name in found if name}
-
-    reached, edge = {"PublishSources"}, {"PublishSources"}
+    """A run frees its lock itself, or fails with it, and then end_run does. Nobody else ends a run."""
+    reached, edge = {"WhatFor"}, {"WhatFor"}
     while edge:
         edge = set().union(*(following(STATES[name]) for name in edge if name != "FreeLock")) - reached
         reached |= edge
-    assert "FreeLock" in reached and not reached & {"Done", "RunFailed"}
-    assert not STATES.keys() - reached - {"Begin", "TakeLock", "HowItEnded", "Done", "RunFailed"}, "unreachable states"
+    assert "FreeLock" in reached and "Done" not in reached
+    ends = {name for name, state in STATES.items() if "RunFailed" in following(state)}
+    assert ends == {"TakeLock", "IsFailed", "FreeLock", "HowItEnded"}
+    assert not STATES.keys() - reached - {"Begin", "TakeLock", "HowItEnded", "Done"}, "unreachable states"
+
+
+def test_what_is_made_for_a_deployment_is_recorded_before():
+    """end_run finds by the record what a run that died had begun."""
+    makes = [name for name, state in TASKS.items() if re.search(r":(create|update)(Model|Endpoint)", state["Resource"])]
+    assert {"CreateModel", "CreateEndpoint", "UpdateEndpoint"} <= set(makes)
+    reached, edge = {"Begin"}, {"Begin"}
+    while edge:
+        edge = set().union(*(following(STATES[name]) for name in edge if name != "RecordDeployment")) - reached
+        reached |= edge
+    assert set(makes) & reached <= {"Register"}, "a model package is no deployment"
+
+
+def test_a_job_is_tried_again_only_from_states_that_name_it_anew():
+    """SageMaker keeps the names of jobs for good."""
+    again = following(STATES["WhatAgain"])
+    assert again == {name for name in TASKS if re.search(r":create\w*Job", TASKS[name]["Resource"])}
+    for name in again:
+        assert "4 * $again + $states.context.State.RetryCount" in json.dumps(TASKS[name]["Arguments"])
+        assert f"'{name}'" in json.dumps(STATES["IsForNow"])
+        assert all(rule["MaxAttempts"] < 4 for rule in TASKS[name]["Retry"])
+    longest = len("a" * 16 + "-" + "1" * 12 + "-" + str(4 * 2 + 3))
+    assert longest <= 32, "of a tuning job"
 
 
 def test_no_assignment_reads_what_is_assigned_beside_it():
