@@ -110,5 +110,5 @@ def _forget_clients() -> None:
 
 _FUNCTIONS = (
     "classify_images", "register_labels", "start_retraining", "publish_sources", "snapshot_dataset", "judge_challenger",
-    "probe_endpoint", "replay_images", "end_run",
+    "probe_endpoint", "replay_images", "end_run", "clean_up",
 )  # fmt: skip
