@@ -611,6 +611,27 @@ def test_going_back_is_a_deployment_like_any_other(aws: Emulator):
     assert case.all("dataset") == []
 
 
+@pytest.mark.parametrize(("given", "guarded"), [('{"deploy": 1}', False), ("{}", True)])
+def test_alarms_that_ring_already_cannot_judge_a_model_that_was_live(aws: Emulator, given: str, guarded: bool):
+    """They ring because of the model that one wants to get away from, and the update would be undone at once."""
+    this = Workflow(aws)
+    for item in CHAMPION:
+        this.table.put_item(TableName=this.name, Item=item)
+    cloudwatch = this.client("cloudwatch")
+    cloudwatch.put_metric_alarm(
+        AlarmName="EndpointErrorsAlarm", Namespace="n", MetricName="m", Period=60, EvaluationPeriods=1, Threshold=1,
+        ComparisonOperator="GreaterThanThreshold", Statistic="Sum", TreatMissingData="ignore",
+    )  # fmt: skip
+    endpoint = "{'Endpoints': [{'EndpointName': 'loop', 'EndpointStatus': 'InService'}]}"
+    answers = found(findings()) | SCENARIOS["back"].answers
+    answers |= {"FindLive": endpoint, "FindEndpoint": endpoint, "ReadLive": "{'EndpointConfigName': 'loop-2'}"}
+    for state, expected in (("OK", True), ("ALARM", guarded)):
+        cloudwatch.set_alarm_state(AlarmName="EndpointErrorsAlarm", StateValue=state, StateReason="a test")
+        this.run(answers, given=given)
+        assert ("AutoRollbackConfiguration" in this.arguments("UpdateEndpoint")["DeploymentConfig"]) is expected
+    cloudwatch.delete_alarms(AlarmNames=["EndpointErrorsAlarm"])
+
+
 # --- No capacity -----------------------------------------------------------------------------------------------------
 
 

@@ -138,7 +138,12 @@ class Workflow:
         } | substitutions  # fmt: skip
 
     def run(
-        self, answers: dict[str, str], real: Collection[str] = (), status: str = "SUCCEEDED", **substitutions: str
+        self,
+        answers: dict[str, str],
+        real: Collection[str] = (),
+        status: str = "SUCCEEDED",
+        given: str = "{}",
+        **substitutions: str,
     ) -> dict[str, Any]:
         """An execution to its end: states with their outputs, in order, and how the run was recorded.
 
@@ -150,7 +155,7 @@ class Workflow:
             definition=with_answers(ANSWERS | answers, values, real),
             roleArn=self.role,
         )["stateMachineArn"]
-        execution = self.states.start_execution(stateMachineArn=machine, input="{}")["executionArn"]
+        execution = self.states.start_execution(stateMachineArn=machine, input=given)["executionArn"]
 
         def ended() -> dict[str, Any] | None:
             described = self.states.describe_execution(executionArn=execution)
