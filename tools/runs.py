@@ -274,7 +274,7 @@ def back(loop: Loop, version: str | None, why: str, *, wait: bool) -> int:
     refuse_while_at_work(loop)
     target = choose(list(loop.items("deployment")), loop.item("champion", "champion"), version)
     print(f"Going back to the model {target['model_version']} of deployment {target['deployment']}.")
-    given = {"trigger": "hand", "why": why, "deploy": int(target["deployment"])}
+    given = {"trigger": "back", "why": why, "deploy": int(target["deployment"])}
     execution = loop.states.start_execution(
         stateMachineArn=loop.machine, name=name_of("back"), input=json.dumps(given)
     )["executionArn"]  # fmt: skip
