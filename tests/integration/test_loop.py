@@ -9,11 +9,12 @@ from typing import Any
 
 import boto3
 import pytest
+from boto3.dynamodb.conditions import Key
 
 from local.emulator import Emulator
 from local.stack import Stack
 from tests.makers import pictures, template
-from tools import delete_stack
+from tools import delete_stack, runs
 
 PARAMETERS = {
     "PretrainedWeights": "none",
@@ -370,6 +371,47 @@ def test_drift_is_measured(loop: Loop):
     document = loop.item("drift", "last")
     assert answer["sentence"] == document["sentence"] and "the class mix has" in document["sentence"], answer
     assert document["pictures"] >= 60 and document["deployment"] == 2
+
+
+def test_one_command_goes_back_to_an_earlier_model(loop: Loop, capsys: pytest.CaptureFixture[str]):
+    first = loop.state.get_item(Key={"pk": "deployment", "sk": "000001"})["Item"]
+    until(lambda: not loop.locked(), 60)
+    assert runs.back(runs.Loop(loop.outputs), None, "to see whether it goes", wait=True) == 0
+    assert f"PROMOTED: back to the model {first['model_version']} of deployment 1: to see" in capsys.readouterr().out
+    champion = loop.champion()
+    assert champion and (champion["model_version"], champion["deployment"]) == (first["model_version"], 4)
+    live = loop.client("sagemaker").describe_endpoint(EndpointName="houndloop")
+    assert live["EndpointConfigName"] == champion["endpoint_config"] != first["endpoint_config"]
+    loop.drop("back.jpg", next(pictures.coloured("green", 1, seed=8)))
+    until(lambda: loop.row("back.jpg").get("status") == "CLASSIFIED", 60)
+    assert loop.row("back.jpg")["deployment"] == 4
+
+
+def test_a_run_killed_in_the_middle_of_a_deployment_leaves_the_champion_serving(loop: Loop):
+    """The endpoint ends its update, and then goes back."""
+    before, sagemaker = loop.champion(), loop.client("sagemaker")
+    assert before
+    started = loop.sfn.start_execution(stateMachineArn=loop.machine, name="killed", input='{"deploy": 2}')
+    status = lambda: sagemaker.describe_endpoint(EndpointName="houndloop")["EndpointStatus"]  # noqa: E731
+    until(lambda: status() == "Updating", 60)
+    loop.sfn.stop_execution(executionArn=started["executionArn"], cause="the test killed it")
+    until(lambda: loop.executions()[0]["name"].startswith("recover-"), 60)
+    until(lambda: not loop.locked(), 180)
+    (recovery,) = [e for e in loop.executions() if e["name"].startswith("recover-")]
+    ended = loop.sfn.describe_execution(executionArn=recovery["executionArn"])
+    assert ended["status"] == "SUCCEEDED", ended.get("cause")
+    after, live = loop.champion(), sagemaker.describe_endpoint(EndpointName="houndloop")
+    assert after and after["model_version"] == before["model_version"]
+    assert (live["EndpointStatus"], live["EndpointConfigName"]) == ("InService", after["endpoint_config"])
+    killed = loop.state.get_item(Key={"pk": "deployment", "sk": f"{before['deployment'] + 1:06d}"})["Item"]
+    assert killed["outcome"] == "ABORTED" and "the test killed it" in killed["message"]
+
+
+def test_only_the_last_models_are_kept(loop: Loop):
+    names = {model["ModelName"] for model in loop.client("sagemaker").list_models(MaxResults=100)["Models"]}
+    deployments = loop.state.query(KeyConditionExpression=Key("pk").eq("deployment"), ScanIndexForward=False)["Items"]
+    kept = [d["endpoint_config"] for d in deployments if d["outcome"] in ("PROMOTED", "ROLLED_BACK")][:3]
+    assert names == set(kept) and len(deployments) > 4
 
 
 def test_the_stack_is_deleted_with_all_that_it_made(loop: Loop):

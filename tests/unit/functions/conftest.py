@@ -113,5 +113,5 @@ def _forget_clients() -> None:
 
 _FUNCTIONS = (
     "classify_images", "register_labels", "start_retraining", "publish_sources", "snapshot_dataset", "judge_challenger",
-    "probe_endpoint", "replay_images", "end_run", "watch_drift",
+    "probe_endpoint", "replay_images", "end_run", "clean_up", "watch_drift",
 )  # fmt: skip

@@ -32,7 +32,7 @@ DEFINITION = json.loads((template.ROOT / "statemachine" / "retrain.asl.json").re
 MACHINE = "arn:aws:states:us-east-1:1:stateMachine:loop-retrain"
 EXECUTION = MACHINE.replace(":stateMachine:", ":execution:")
 SUBSTITUTIONS = {"LoopStateTable": "LoopState", "PollSeconds": "1", "EndRunFunction": "end_run"}
-TAKEN, ENDS = "PublishSources", {"RunFailed": "FAILED", "HowItEnded": "SUCCEEDED"}
+TAKEN, ENDS = "WhatFor", {"RunFailed": "FAILED", "HowItEnded": "SUCCEEDED"}
 
 
 def states() -> dict[str, Any]:
