@@ -118,7 +118,7 @@ class Workflow:
         self.s3.create_bucket(Bucket=ARTIFACTS)
         self.topic = client("sns").create_topic(Name="topic")["TopicArn"]
         iam = client("iam")
-        services = ("dynamodb", "s3", "sns", "sagemaker", "application-autoscaling", "cloudwatch")
+        services = ("dynamodb", "s3", "sns", "sagemaker", "application-autoscaling", "cloudwatch", "states")
         actions = [*(f"{service}:*" for service in services), "iam:PassRole"]
         allow = {"Effect": "Allow", "Action": actions, "Resource": "*"}
         trust = {"Effect": "Allow", "Principal": {"Service": "states.amazonaws.com"}, "Action": "sts:AssumeRole"}
