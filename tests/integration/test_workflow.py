@@ -171,7 +171,7 @@ class Workflow:
         self.outputs = {event["name"]: json.loads(event["output"]) for event in exited}
         self.requests = [json.loads(e["output"])["arguments"] for e in exited if e["name"] == "Train"]
         self.record = self.item("run", self.output.get("run", "-"))
-        if status == "FAILED":  # end_run, which frees the lock then, is not here
+        if self.item("lock", "lock").get("holder") == execution:  # end_run, which frees it then, is not here
             self.table.delete_item(TableName=self.name, Key={"pk": {"S": "lock"}, "sk": {"S": "lock"}})
         return self.output
 
