@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 FOR_STACK = $(if $(STACK),--stack $(STACK))
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: help demo up down delete backlog redrive reconcile replay test lock check lint types templates clean
+.PHONY: help demo up down delete backlog redrive reconcile replay runs retrain back test lock check lint types templates clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -39,6 +39,15 @@ reconcile: $(READY) ## Find pictures in the inbox whose event was lost; STACK=na
 
 replay: $(READY) ## Classify pictures again; OF=--review (or --failed, --classified --from DAY, …), STACK=name
 	@$(BIN)/python tools/inbox.py $(FOR_STACK) replay $(or $(OF),--review)
+
+runs: $(READY) ## Say how the last retraining runs ended, and why; STACK=name
+	@$(BIN)/python tools/runs.py $(FOR_STACK) list
+
+retrain: $(READY) ## Start a retraining run; FORCE=1 to repeat one, STACK=name
+	@$(BIN)/python tools/runs.py $(FOR_STACK) start $(if $(FORCE),--force)
+
+back: $(READY) ## Go back to an earlier model, guarded as every deployment; TO=model version or deployment, STACK=name
+	@$(BIN)/python tools/runs.py $(FOR_STACK) back $(TO)
 
 test: $(READY) ## Run all tests, as many at once as there are cores; JOBS=n
 	@$(BIN)/python -m pytest --numprocesses $(or $(JOBS),logical) --maxprocesses 4 --dist loadfile

@@ -19,6 +19,7 @@ from botocore.exceptions import ClientError, NoCredentialsError, NoRegionError
 # What the workflow names: the stack's Name and the run's yymmddHHMMSS. Anchored, because one stack's Name may begin
 # another's.
 MADE_BY_RUN = r"{name}-\d{{12}}"
+IN_MOTION = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 
 
 def main() -> int:
@@ -65,14 +66,17 @@ def delete(stack: str, ask: Callable[[str], str] | None) -> int:
 
 
 def stop_runs(machine: str) -> None:
-    """Stop executions that run, and wait until what they leave behind has been cleaned up."""
+    """Stop executions that run, until what they leave behind has been cleaned up.
+
+    end_run hears of each and stops its jobs. For one that died in a deployment it starts a recovery, which is stopped,
+    too; it gives up after a few.
+    """
     client = boto3.client("stepfunctions")
-    running = client.list_executions(stateMachineArn=machine, statusFilter="RUNNING")["executions"]
-    for execution in running:
-        say(f"stopping the run {execution['name']}")
-        client.stop_execution(executionArn=execution["executionArn"], cause="the stack is being deleted")
-    if running:
-        time.sleep(5)  # end_run hears of it and stops the jobs
+    while running := client.list_executions(stateMachineArn=machine, statusFilter="RUNNING")["executions"]:
+        for execution in running:
+            say(f"stopping the run {execution['name']}")
+            client.stop_execution(executionArn=execution["executionArn"], cause="the stack is being deleted")
+        time.sleep(5)
 
 
 def delete_models(name: str) -> None:
@@ -86,6 +90,9 @@ def delete_models(name: str) -> None:
 
     if name in listed("list_endpoints", "Endpoints", "EndpointName"):
         say(f"deleting the endpoint {name}")
+        # SageMaker deletes none that is being changed, as by a run that was stopped.
+        while client.describe_endpoint(EndpointName=name)["EndpointStatus"] in IN_MOTION:
+            time.sleep(5)
         client.delete_endpoint(EndpointName=name)
         client.get_waiter("endpoint_deleted").wait(EndpointName=name, WaiterConfig={"Delay": 5})
     for config in list(listed("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName")):

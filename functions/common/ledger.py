@@ -23,6 +23,7 @@ from common.splits import Splits
 Item = dict[str, Any]
 
 LABELLED = "labelled/"
+CHANGED = "SET changed_at = :now, waiting_since = if_not_exists(waiting_since, :now) ADD revision :one"
 HASHES_PER_ITEM = 3000  # of 32 digits and a split each: 150 kB of the 400 kB that an item may have
 # What an assembly needs of the table, so that a scan of 100,000 labels stays small.
 _ATTRIBUTES = (
@@ -37,10 +38,11 @@ class LedgerMoved(RuntimeError):
 
 @dataclass(frozen=True)
 class Ledger:
-    """How often the labels changed so far, and when last."""
+    """How often the labels changed so far, when last, and since when changes wait for somebody to look at them."""
 
     revision: int
     changed_at: str
+    waiting_since: str | None = None
 
 
 def table() -> Any:
@@ -177,7 +179,30 @@ def first_spelling(name: str) -> str:
 def read() -> Ledger | None:
     """Where the ledger stands, or None before the first label."""
     item = _get("ledger")
-    return Ledger(int(item["revision"]), item["changed_at"]) if item else None
+    return Ledger(int(item["revision"]), item["changed_at"], item.get("waiting_since")) if item else None
+
+
+def settle(revision: int, at: str) -> None:
+    """Note that the labels up to `revision`, as they were at the time `at`, wait no longer.
+
+    They are in a snapshot, or were found too few for one. What changed meanwhile waits, since `at`: that is before it
+    changed, for which reason `at` is a time before the labels were read.
+    """
+    try:
+        table().update_item(
+            Key={"pk": "ledger"},
+            UpdateExpression="REMOVE waiting_since",
+            ConditionExpression="revision = :revision",
+            ExpressionAttributeValues={":revision": revision},
+        )
+    except ClientError as error:
+        if not aws.is_conditional(error):
+            raise
+        table().update_item(
+            Key={"pk": "ledger"},
+            UpdateExpression="SET waiting_since = :at",
+            ExpressionAttributeValues={":at": at},
+        )
 
 
 @dataclass(frozen=True)
@@ -295,7 +320,7 @@ def _write_counted(*writes: Item) -> bool:
         "Update": {
             "TableName": table().name,
             "Key": {"pk": "ledger"},
-            "UpdateExpression": "SET changed_at = :now ADD revision :one",
+            "UpdateExpression": CHANGED,
             "ExpressionAttributeValues": {":now": clock.iso(clock.now()), ":one": 1},
         }
     }

@@ -179,6 +179,8 @@ def _history(answer: Answer) -> Row:
     }
     if answer.note:
         row["note"] = answer.note
+    if event.replayed:
+        row["replayed"] = True
     if days := history_days():
         row["expires_at"] = int((clock.now() + timedelta(days=days)).timestamp())
     return row

@@ -1,6 +1,5 @@
 """The LoopState table: the lock, the champion, the history of deployments, the datasets that were trained."""
 
-from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -25,19 +24,9 @@ def champion() -> Item | None:
     return get("champion", "champion")
 
 
-def lock_holder() -> str | None:
-    """The ARN of the execution that is retraining now."""
-    item = get("lock", "lock")
-    return item["holder"] if item else None
-
-
-def lock_is_held(holder_runs: Callable[[str], bool]) -> str | None:
-    """The execution that holds the lock, if it still runs; the lock of one that ended without freeing it is freed."""
-    holder = lock_holder()
-    if holder is None or holder_runs(holder):
-        return holder
-    free_lock(holder)
-    return None
+def put(pk: str, sk: str, attributes: Item) -> None:
+    """Write an item, over the one that is there."""
+    table().put_item(Item={"pk": pk, "sk": sk} | attributes)
 
 
 def free_lock(holder: str) -> bool:

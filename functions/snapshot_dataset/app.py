@@ -48,7 +48,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 
 def take() -> tuple[dataset.Dataset, str]:
     """Write a snapshot of the labels as they are, and when they were read."""
-    taken_at = clock.iso(clock.now())
+    taken_at, entry = clock.iso(clock.now()), ledger.read()
     contents = ledger.contents()
     found = dataset.assemble(contents.labels, contents.splits, int(os.environ["MIN_PICTURES_PER_CLASS"]))
     if reason := dataset.why_too_small(found):
@@ -61,6 +61,8 @@ def take() -> tuple[dataset.Dataset, str]:
     aws.client("s3").put_object(
         Bucket=bucket, Key=f"datasets/{found.hash}/left_out.json", Body=left_out(found, taken_at).encode()
     )
+    if entry:
+        ledger.settle(entry.revision, taken_at)
     return found, taken_at
 
 

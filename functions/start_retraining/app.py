@@ -1,24 +1,31 @@
-"""Starts one retraining run once the labels have been quiet for long enough, if there is something to learn.
+"""Starts one retraining run once the labels were quiet or have waited for long enough, if it would learn something.
 
 A message carries the revision of the ledger that it was sent for; when the ledger has moved on, a later message speaks
-for it. So however many labels arrive, one message gets through, and its run is named for the revision: it cannot start
-twice.
+for it. So however many labels arrive, one message gets through. Where labels never become quiet none would: then any
+message will do, once they have waited for the longest time. The run is named for the time since which they wait, so it
+cannot start twice; and its message goes round until a snapshot has taken them, so it cannot be lost.
+
+What was decided, and why, is in LoopState: decision/last.
 """
 
 import json
 import os
+from datetime import datetime
 from typing import Any
 
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType
 from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
-from botocore.exceptions import ClientError
 
-from common import aws, clock, dataset, ledger, quiet, state
+from common import clock, dataset, ledger, quiet, runs, state
 from common.tracing import tracer
+from start_retraining import decide
 
 logger = Logger()
+
+ATTEMPTS = 3  # runs that end before they have taken a snapshot: refused by the lock, or in trouble from the start
+LOOK_AGAIN_SECONDS = 60
 
 
 @logger.inject_lambda_context
@@ -36,46 +43,59 @@ def _consider_record(record: SQSRecord) -> None:
 
 
 def consider(revision: int) -> str:
-    """Start a run for the ledger as it stands at `revision`, or not; says what was done and why."""
-    entry = ledger.read()
-    if entry is None or entry.revision != revision:
-        return f"the labels changed since revision {revision}; a later message speaks for them"
-    quiet_for = (clock.now() - clock.parse(entry.changed_at)).total_seconds()
-    if quiet_for < quiet.period_seconds():
-        quiet.ask_again(revision, quiet.period_seconds() - quiet_for + 1)
-        return f"the labels have been quiet for {quiet_for:.0f} of {quiet.period_seconds()} s"
-    if holder := state.lock_is_held(is_running):
-        quiet.ask_again(revision, max(5, quiet.period_seconds()))
-        return f"{holder} is running; the new labels wait for it to end"
+    """Start a run for the labels that wait, or not, or have it considered later; says what was done and why."""
+    now, entry = clock.now(), ledger.read()
+    if entry is None or entry.waiting_since is None:
+        return "no labels wait"
+    # Only the newest message goes round; the others would become ever more.
+    newest = entry.revision == revision
+    wait = decide.seconds_to_wait(entry, now, quiet.period_seconds(), quiet.longest_wait_seconds())
+    if wait > 0:
+        if not newest:
+            return f"the labels changed since revision {revision}; a later message speaks for them"
+        quiet.ask_again(revision, wait)
+        return _decided("WAITS", now, entry, f"the labels are not quiet yet; {wait:.0f} s to go")
+    name = f"labels-{''.join(filter(str.isdigit, entry.waiting_since))}"
+    if obstacle := runs.obstacle():
+        if newest:
+            quiet.ask_again(revision, obstacle.seconds or max(5, quiet.period_seconds()))
+        if obstacle.seconds is None and name in obstacle.holder:
+            return f"{name} is about to take these labels"
+        return _decided("WAITS", now, entry, f"{obstacle.why}; the labels wait")
     contents = ledger.contents()
     found = dataset.assemble(contents.labels, contents.splits, int(os.environ["MIN_PICTURES_PER_CLASS"]))
+    learns, why, facts = _worth_a_run(found, contents.labels)
+    if not learns:
+        ledger.settle(entry.revision, clock.iso(now))
+        return _decided("NO_RUN", now, entry, f"no run: {why}", **facts)
+    document = {"trigger": "labels", "why": why, "revision": entry.revision, "force": False}
+    started = runs.start(name, document, ATTEMPTS)
+    if started is None:
+        ledger.settle(entry.revision, clock.iso(now))
+        why = f"no run: {name} was stopped, or ended {ATTEMPTS} times, before it took these labels; start one by hand"
+        return _decided("NO_RUN", now, entry, why, **facts)
+    if newest:
+        quiet.ask_again(revision, LOOK_AGAIN_SECONDS)
+    return _decided("STARTED", now, entry, f"started {started}: {why}", execution=started, **facts)
+
+
+def _worth_a_run(found: dataset.Dataset, labels: list[dict[str, Any]]) -> tuple[bool, str, dict[str, Any]]:
+    """Whether a run would learn something from the labels, why or why not, and the counts that say so."""
     if reason := dataset.why_too_small(found):
-        return f"no run: {reason}"
-    if state.get("dataset", found.hash):
-        return 'no run: this very dataset was trained already; start an execution with {"force": true} to repeat it'
-    if missing := missing_pictures(contents.labels):
-        return f"no run: {missing} new pictures missing of the {os.environ['MIN_NEW_PICTURES']} that a run needs"
-    name = f"labels-{revision}-{entry.changed_at[:19].translate({ord(c): None for c in '-:T'})}"
-    try:
-        aws.client("stepfunctions").start_execution(
-            stateMachineArn=os.environ["RETRAIN_STATE_MACHINE"],
-            name=name,
-            input=json.dumps({"trigger": "labels", "revision": revision, "force": False}),
-        )
-    except ClientError as error:
-        if aws.code(error) != "ExecutionAlreadyExists":
-            raise
-        return f"{name} runs already"
-    return f"started {name} on {len(found.pictures)} pictures of {len(found.classes)} classes"
-
-
-def is_running(execution: str) -> bool:
-    return aws.client("stepfunctions").describe_execution(executionArn=execution)["status"] == "RUNNING"
-
-
-def missing_pictures(labels: list[dict[str, Any]]) -> int:
-    """How many more labels must be registered after the last run before the next may start."""
+        return False, reason, {}
     last = state.get("dataset", "last")
-    since = last["trained_at"] if last else ""
-    fresh = sum(1 for label in labels if label["registered_at"] > since)
-    return max(0, int(os.environ["MIN_NEW_PICTURES"]) - fresh) if last else 0
+    news = decide.news(found, labels, last and last | {"classes": json.loads(last["classes"])})
+    facts = vars(news) | {"min_new_pictures": int(os.environ["MIN_NEW_PICTURES"]), "dataset_hash": found.hash}
+    if state.get("dataset", found.hash):
+        return False, 'this very dataset was trained already; {"force": true} as input of a run repeats it', facts
+    learns, why = decide.reason(news, facts["min_new_pictures"])
+    if learns and (reason := decide.why_not_to_be_judged(found, int(os.environ["GATE_MIN_TEST_PICTURES"]))):
+        return False, reason, facts
+    return learns, why, facts
+
+
+def _decided(decision: str, now: datetime, entry: ledger.Ledger, why: str, **facts: Any) -> str:
+    """Keep the decision where people find it; returns its reason."""
+    ages = {"revision": entry.revision, "changed_at": entry.changed_at, "waiting_since": entry.waiting_since}
+    state.put("decision", "last", {"decision": decision, "why": why, "at": clock.iso(now)} | ages | facts)
+    return why

@@ -9,11 +9,12 @@ from typing import Any
 
 import boto3
 import pytest
+from boto3.dynamodb.conditions import Key
 
 from local.emulator import Emulator
 from local.stack import Stack
-from tests.makers import pictures
-from tools import delete_stack
+from tests.makers import pictures, template
+from tools import delete_stack, runs
 
 PARAMETERS = {
     "PretrainedWeights": "none",
@@ -28,6 +29,7 @@ PARAMETERS = {
     "BatchSizes": "8,16",
     "LearningRateMin": "0.001",
     "LearningRateMax": "0.003",
+    "DriftMinPictures": "50",
     "GateMinTestPictures": "4",  # there is only a handful
     "GateMaxDrop": "1",  # which excludes nothing
     "EndpointInstanceCount": "1",
@@ -86,8 +88,16 @@ class Loop:
         assert variant["CurrentInstanceCount"] == variant["DesiredInstanceCount"]
         return variant["CurrentInstanceCount"]
 
+    def item(self, pk: str, sk: str) -> dict[str, Any]:
+        return self.state.get_item(Key={"pk": pk, "sk": sk}, ConsistentRead=True).get("Item", {})
+
+    def deployments(self) -> list[dict[str, Any]]:
+        """Newest first."""
+        newest = {"KeyConditionExpression": Key("pk").eq("deployment"), "ScanIndexForward": False}
+        return self.state.query(**newest, ConsistentRead=True)["Items"]
+
     def locked(self) -> bool:
-        return "Item" in self.state.get_item(Key={"pk": "lock", "sk": "lock"}, ConsistentRead=True)
+        return bool(self.item("lock", "lock"))
 
     def log(self) -> str:
         """What the functions logged."""
@@ -133,7 +143,7 @@ def test_the_zips_are_small(loop: Loop):
         layers[layer["LayerName"]] = found["Content"]["CodeSize"]
     for name, size in (functions | layers).items():
         print(f"{size / 1e6:6.2f} MB  {name}")
-    assert len(functions) == 10 and max(functions.values()) < 0.1e6
+    assert len(functions) == len(template.resources("AWS::Serverless::Function")) and max(functions.values()) < 0.1e6
     assert layers.keys() == {"Powertools", "Preprocessing", "TrainingSource", "ServingSource"}
     assert all(0 < size < 10e6 for size in layers.values())
 
@@ -155,6 +165,8 @@ def test_too_few_pictures_start_nothing_and_the_log_says_how_many_are_missing(lo
     loop.label("red", 5, seed=1)
     until(lambda: "red has 5 of the 8 pictures a class needs: 3 missing" in loop.log(), 60)
     assert loop.executions() == []
+    decision = loop.item("decision", "last")
+    assert decision["decision"] == "NO_RUN" and "3 missing" in decision["why"]
 
 
 def test_two_bursts_of_labels_make_one_run_and_its_model_goes_live(loop: Loop):
@@ -336,6 +348,79 @@ def test_a_second_run_cannot_start_beside_the_first_and_an_aborted_one_leaves_no
     until(lambda: not loop.locked(), 60)
     until(lambda: not running(), 60)
     assert loop.champion()["deployment"] == 2
+
+
+def test_the_lock_of_a_dead_run_is_taken_over(loop: Loop):
+    """By the next run, and by labels that wait."""
+    (dead,) = (one["executionArn"] for one in loop.executions() if one["name"] == "forced")
+    lock = {"pk": "lock", "sk": "lock", "holder": dead, "run": "260101000000", "since": "2026-01-01T00:00:00.000Z"}
+    loop.state.put_item(Item=lock)
+    started = loop.sfn.start_execution(stateMachineArn=loop.machine, name="after-a-dead-one", input="{}")
+    describe = lambda: loop.sfn.describe_execution(executionArn=started["executionArn"])  # noqa: E731
+    until(lambda: describe()["status"] != "RUNNING", 60)
+    assert json.loads(describe()["output"])["outcome"] == "NOTHING_NEW" and not loop.locked()
+
+    loop.state.put_item(Item=lock)
+    loop.label("yellow", 1, seed=7)
+    until(lambda: not loop.locked(), 60)
+    until(lambda: "is cleaned up after" in loop.item("decision", "last").get("why", ""), 10)
+
+
+def test_drift_is_measured(loop: Loop):
+    for number, data in enumerate(pictures.coloured("red", 60, seed=8)):
+        loop.drop(f"drift-{number}.jpg", data)
+    until(lambda: all(loop.row(f"drift-{number}.jpg").get("status") == "CLASSIFIED" for number in range(60)), 60)
+    client = loop.client("lambda")
+    (name,) = (f["FunctionName"] for f in client.list_functions()["Functions"] if "WatchDrift" in f["FunctionName"])
+    answer = json.loads(client.invoke(FunctionName=name, Payload=b"{}")["Payload"].read())
+    document = loop.item("drift", "last")
+    assert answer["sentence"] == document["sentence"] and "the class mix has" in document["sentence"], answer
+    assert document["pictures"] >= 60 and document["deployment"] == 2
+
+
+def test_one_command_goes_back_to_an_earlier_model(loop: Loop, capsys: pytest.CaptureFixture[str]):
+    *_, first = before = loop.deployments()
+    until(lambda: not loop.locked(), 60)
+    assert runs.back(runs.Loop(loop.outputs), None, "to see whether it goes", wait=True) == 0
+    assert f"PROMOTED: back to the model {first['model_version']} of deployment 1: to see" in capsys.readouterr().out
+    champion = loop.champion()
+    number = before[0]["deployment"] + 1
+    assert champion and (champion["model_version"], champion["deployment"]) == (first["model_version"], number)
+    live = loop.client("sagemaker").describe_endpoint(EndpointName="houndloop")
+    assert live["EndpointConfigName"] == champion["endpoint_config"] != first["endpoint_config"]
+    loop.drop("back.jpg", next(pictures.coloured("green", 1, seed=8)))
+    until(lambda: loop.row("back.jpg").get("status") == "CLASSIFIED", 60)
+    assert loop.row("back.jpg")["deployment"] == number
+
+
+def test_a_run_killed_in_the_middle_of_a_deployment_leaves_the_champion_serving(loop: Loop):
+    """The endpoint ends its update, and then goes back."""
+    before, sagemaker = loop.champion(), loop.client("sagemaker")
+    assert before
+    started = loop.sfn.start_execution(stateMachineArn=loop.machine, name="killed", input='{"deploy": 2}')
+    status = lambda: sagemaker.describe_endpoint(EndpointName="houndloop")["EndpointStatus"]  # noqa: E731
+    until(lambda: status() == "Updating", 60)
+    loop.sfn.stop_execution(executionArn=started["executionArn"], cause="the test killed it")
+    until(lambda: loop.executions()[0]["name"].startswith("recover-"), 60)
+    until(lambda: not loop.locked(), 180)
+    (recovery,) = [e for e in loop.executions() if e["name"].startswith("recover-")]
+    ended = loop.sfn.describe_execution(executionArn=recovery["executionArn"])
+    assert ended["status"] == "SUCCEEDED", ended.get("cause")
+    after, live = loop.champion(), sagemaker.describe_endpoint(EndpointName="houndloop")
+    assert after and after["model_version"] == before["model_version"]
+    assert (live["EndpointStatus"], live["EndpointConfigName"]) == ("InService", after["endpoint_config"])
+    killed = loop.deployments()[1]
+    assert (
+        killed["deployment"] == before["deployment"] + 1
+        and killed["outcome"] == "ABORTED"
+        and "the test killed it" in killed["message"]
+    )
+
+
+def test_only_the_last_models_are_kept(loop: Loop):
+    names = {model["ModelName"] for model in loop.client("sagemaker").list_models(MaxResults=100)["Models"]}
+    whole = [d["endpoint_config"] for d in loop.deployments() if d["outcome"] in ("PROMOTED", "ROLLED_BACK")]
+    assert names == set(whole[:3]) and len(whole) > 3
 
 
 def test_the_stack_is_deleted_with_all_that_it_made(loop: Loop):

@@ -9,6 +9,7 @@ import json
 import re
 import textwrap
 from collections.abc import Collection
+from functools import cache
 from typing import Any
 from unittest.mock import ANY
 
@@ -90,15 +91,22 @@ def called(state: dict[str, Any]) -> str:
     return state["Resource"].removeprefix("arn:aws:states:::")
 
 
+KEYS = {"region_name": "us-east-1", "aws_access_key_id": "test", "aws_secret_access_key": "test"}
+session: Any = boto3
+
+
+@cache
+def client_of(url: str, service: str) -> Any:
+    return session.client(service, endpoint_url=url, **KEYS)
+
+
 class Workflow:
     """Runs of the workflow over one table."""
 
     numbers = itertools.count()
 
     def __init__(self, aws: Emulator) -> None:
-        session: Any = boto3
-        keys = {"region_name": "us-east-1", "aws_access_key_id": "test", "aws_secret_access_key": "test"}
-        client = lambda service: session.client(service, endpoint_url=aws.endpoint_url, **keys)  # noqa: E731
+        client = self.client = lambda service: client_of(aws.endpoint_url, service)
         self.states, self.table, self.s3 = client("stepfunctions"), client("dynamodb"), client("s3")
         self.name = f"state{next(self.numbers)}"
         self.table.create_table(
@@ -110,7 +118,7 @@ class Workflow:
         self.s3.create_bucket(Bucket=ARTIFACTS)
         self.topic = client("sns").create_topic(Name="topic")["TopicArn"]
         iam = client("iam")
-        services = ("dynamodb", "s3", "sns", "sagemaker", "application-autoscaling", "cloudwatch")
+        services = ("dynamodb", "s3", "sns", "sagemaker", "application-autoscaling", "cloudwatch", "states")
         actions = [*(f"{service}:*" for service in services), "iam:PassRole"]
         allow = {"Effect": "Allow", "Action": actions, "Resource": "*"}
         trust = {"Effect": "Allow", "Principal": {"Service": "states.amazonaws.com"}, "Action": "sts:AssumeRole"}
@@ -118,14 +126,9 @@ class Workflow:
         self.role = iam.create_role(RoleName=self.name, AssumeRolePolicyDocument=document(trust))["Role"]["Arn"]
         iam.put_role_policy(RoleName=self.name, PolicyName="all", PolicyDocument=document(allow))
 
-    def run(
-        self, answers: dict[str, str], real: Collection[str] = (), status: str = "SUCCEEDED", **substitutions: str
-    ) -> dict[str, Any]:
-        """An execution to its end: states with their outputs, in order, and how the run was recorded.
-
-        `real` names states that do call what they call.
-        """
-        values = {
+    def values(self, **substitutions: str) -> dict[str, str]:
+        """What the definition's substitutions stand for."""
+        return {
             "Name": "loop", "LoopStateTable": self.name, "Topic": self.topic, "ArtifactBucket": ARTIFACTS,
             "ImageSize": "32", "Unfreeze": "all", "Seed": "0", "PollSeconds": "0", "BakingSeconds": "1",
             "EndpointInstanceCount": "2", "EndpointMaxInstanceCount": "2", "ProbeSeconds": "1",
@@ -134,12 +137,26 @@ class Workflow:
             "TrainingInstanceType": "ml.c5.xlarge", "FollowInstanceTypes": "", "EndpointMode": "real-time",
             "EndpointInstanceType": "ml.c7i.large", "EvaluationInstanceType": "", "ServingPrecision": "auto",
         } | substitutions  # fmt: skip
+
+    def run(
+        self,
+        answers: dict[str, str],
+        real: Collection[str] = (),
+        status: str = "SUCCEEDED",
+        given: str = "{}",
+        **substitutions: str,
+    ) -> dict[str, Any]:
+        """An execution to its end: states with their outputs, in order, and how the run was recorded.
+
+        `real` names states that do call what they call.
+        """
+        values = self.values(**substitutions)
         machine = self.states.create_state_machine(
             name=f"{self.name}-{next(self.numbers)}",
             definition=with_answers(ANSWERS | answers, values, real),
             roleArn=self.role,
         )["stateMachineArn"]
-        execution = self.states.start_execution(stateMachineArn=machine, input="{}")["executionArn"]
+        execution = self.states.start_execution(stateMachineArn=machine, input=given)["executionArn"]
 
         def ended() -> dict[str, Any] | None:
             described = self.states.describe_execution(executionArn=execution)
@@ -154,6 +171,8 @@ class Workflow:
         self.outputs = {event["name"]: json.loads(event["output"]) for event in exited}
         self.requests = [json.loads(e["output"])["arguments"] for e in exited if e["name"] == "Train"]
         self.record = self.item("run", self.output.get("run", "-"))
+        if self.item("lock", "lock").get("holder") == execution:  # end_run, which frees it then, is not here
+            self.table.delete_item(TableName=self.name, Key={"pk": {"S": "lock"}, "sk": {"S": "lock"}})
         return self.output
 
     def arguments(self, name: str) -> dict[str, Any]:

@@ -14,6 +14,9 @@ DEFINITION = json.loads((template.ROOT / "statemachine" / "retrain.asl.json").re
 STATES: dict[str, dict[str, Any]] = DEFINITION["States"]
 TASKS = {name: state for name, state in STATES.items() if state["Type"] == "Task"}
 
+# From there on a run has the lock, or has ended.
+LOCK = {"TakeLock", "ReadLock", "IsLocked", "DescribeHolder", "IsHolderDead", "EndHolder", "WaitForLock"}
+
 # What Step Functions itself calls for each optimized integration, beside the action of the name.
 OPTIMIZED = {
     "lambda:invoke": {"lambda:InvokeFunction"},
@@ -41,6 +44,7 @@ OPTIMIZED = {
 SDK = {
     "dynamodb:transactWriteItems": {"dynamodb:PutItem"},
     "s3:listObjectsV2": {"s3:ListBucket"},
+    "sfn:describeExecution": {"states:DescribeExecution"},
     "sagemaker:createTrainingJob": {"sagemaker:CreateTrainingJob", "iam:PassRole"},
     "sagemaker:createModel": {"sagemaker:CreateModel", "iam:PassRole"},
     "sagemaker:createModelPackage": {
@@ -61,7 +65,7 @@ SDK = {
     },
 }  # fmt: skip
 # Step Functions names services as the SDK for Java does.
-BOTO3_NAMES = {"applicationautoscaling": "application-autoscaling"}
+BOTO3_NAMES = {"applicationautoscaling": "application-autoscaling", "sfn": "stepfunctions"}
 # Every field that goes through an optimized integration. Those hold an older model of the API and refuse a newer field
 # only when it runs, so each addition here is a decision: is it a field that has been there for years?
 OPTIMIZED_FIELDS = {
@@ -151,10 +155,13 @@ def test_everything_that_scales_is_about_the_one_variant():
 
 
 def test_the_last_run_is_remembered_however_its_model_was_judged():
-    """What counts as newly labelled is counted from there."""
-    for name in ("Promote", "RecordRollback", "RecordRejection"):
-        items = [item["Put"]["Item"] for item in STATES[name]["Arguments"]["TransactItems"]]
-        assert {"pk": {"S": "dataset"}, "sk": {"S": "last"}}.items() <= items[-1].items(), name
+    """What counts as newly labelled is counted from there, and so are new classes."""
+    last = {"pk": {"S": "dataset"}, "sk": {"S": "last"}}.items()
+    rejected = STATES["RecordRejection"]["Arguments"]["TransactItems"][-1]["Put"]["Item"]
+    for item in (rejected, STATES["DescribeModel"]["Assign"]["trained"][-1]):
+        assert last <= item.items() and {"run", "hash", "classes", "trained_at"} <= item.keys()
+    for name in ("Promote", "RecordRollback"):
+        assert "$map($trained, " in STATES[name]["Arguments"]["TransactItems"], name
 
 
 @pytest.mark.parametrize(("poll", "job"), [(1, 4 * 86400), (15, 4 * 86400), (15, 14400)])
@@ -167,21 +174,70 @@ def test_waiting_for_the_longest_training_leaves_room_in_the_history(poll: int, 
     assert 11 * looks < 15_000
 
 
+def following(state: dict[str, Any]) -> set[str]:
+    found = {state.get("Next"), state.get("Default")}
+    found |= {choice["Next"] for choice in state.get("Choices", [])}
+    found |= {catcher["Next"] for catcher in state.get("Catch", [])}
+    return {name for name in found if name}
+
+
 def test_every_way_through_ends_at_the_lock():
-    """From where the lock is taken, every end is reached through FreeLock."""
-
-    def following(state: dict[str, Any]) -> set[str]:
-        found = {state.get("Next"), state.get("Default")}
-        found |= {choice["Next"] for choice in state.get("Choices", [])}
-        found |= {catcher["Next"] for catcher in state.get("Catch", [])}
-        return {name for name in found if name}
-
-    reached, edge = {"PublishSources"}, {"PublishSources"}
+    """A run frees its lock itself, or fails with it, and then end_run does. Nobody else ends a run."""
+    reached, edge = {"WhatFor"}, {"WhatFor"}
     while edge:
         edge = set().union(*(following(STATES[name]) for name in edge if name != "FreeLock")) - reached
         reached |= edge
-    assert "FreeLock" in reached and not reached & {"Done", "RunFailed"}
-    assert not STATES.keys() - reached - {"Begin", "TakeLock", "HowItEnded", "Done", "RunFailed"}, "unreachable states"
+    assert "FreeLock" in reached and "Done" not in reached
+    ends = {name for name, state in STATES.items() if "RunFailed" in following(state)}
+    assert ends - LOCK == {"IsFailed", "FreeLock", "HowItEnded"}
+    assert not STATES.keys() - reached - LOCK - {"Begin", "HowItEnded", "Done"}, "unreachable states"
+
+
+def test_who_does_not_get_the_lock_touches_nothing():
+    """From TakeLock on, until the lock is taken, every way out is the end: what follows is another run's."""
+    reached, edge = {"TakeLock"}, {"TakeLock"}
+    while edge:
+        edge = set().union(*(following(STATES[name]) for name in edge)) - reached - {"WhatFor", "RunFailed"}
+        reached |= edge
+    assert reached == LOCK
+    assert [name for name in reached if "WhatFor" in following(STATES[name])] == ["TakeLock"]
+    writes = {integration(STATES[name]) for name in reached if STATES[name]["Type"] == "Task"}
+    assert writes == {
+        "dynamodb:putItem", "dynamodb:getItem", "aws-sdk:sfn:describeExecution", "lambda:invoke",
+    }  # fmt: skip
+    assert STATES["EndHolder"]["Arguments"]["FunctionName"] == "${EndRunFunction}"
+
+
+def test_the_roles_that_ask_about_executions_name_this_machines():
+    """By the machine's name, which is fixed: a role that refers to the machine that refers to the role is a circle."""
+    machine = template.resources("AWS::Serverless::StateMachine")["Retrain"]
+    assert machine["Name"] == {"Fn::Sub": "${Name}-retrain"}
+    text = (template.ROOT / "template.yaml").read_text()
+    arns = re.findall(r"Action: states:DescribeExecution\n\s+Resource: !Sub (\S+)", text)
+    assert len(arns) >= 3 and all(arn.endswith(":execution:${Name}-retrain:*") for arn in arns)
+
+
+def test_what_is_made_for_a_deployment_is_recorded_before():
+    """end_run finds by the record what a run that died had begun."""
+    makes = [name for name, state in TASKS.items() if re.search(r":(create|update)(Model|Endpoint)", state["Resource"])]
+    assert {"CreateModel", "CreateEndpoint", "UpdateEndpoint"} <= set(makes)
+    reached, edge = {"Begin"}, {"Begin"}
+    while edge:
+        edge = set().union(*(following(STATES[name]) for name in edge if name != "RecordDeployment")) - reached
+        reached |= edge
+    assert set(makes) & reached <= {"Register"}, "a model package is no deployment"
+
+
+def test_a_job_is_tried_again_only_from_states_that_name_it_anew():
+    """SageMaker keeps the names of jobs for good."""
+    again = following(STATES["WhatAgain"])
+    assert again == {name for name in TASKS if re.search(r":create\w*Job", TASKS[name]["Resource"])}
+    for name in again:
+        assert "4 * $again + $states.context.State.RetryCount" in json.dumps(TASKS[name]["Arguments"])
+        assert f"'{name}'" in json.dumps(STATES["IsForNow"])
+        assert all(rule["MaxAttempts"] < 4 for rule in TASKS[name]["Retry"])
+    longest = len("a" * 16 + "-" + "1" * 12 + "-" + str(4 * 2 + 3))
+    assert longest <= 32, "of a tuning job"
 
 
 def test_no_assignment_reads_what_is_assigned_beside_it():
@@ -227,5 +283,6 @@ def test_sdk_integrations_name_operations_and_parameters_that_exist(name: str):
     shape = model.operation_model(operation[0].upper() + operation[1:]).input_shape
     arguments = TASKS[name]["Arguments"]
     if isinstance(arguments, dict):
-        assert set(arguments) <= set(shape.members)
-        assert set(shape.required_members) <= set(arguments)
+        pascal = lambda names: {name[0].upper() + name[1:] for name in names}  # noqa: E731  whatever the API's own case
+        assert set(arguments) <= pascal(shape.members)
+        assert pascal(shape.required_members) <= set(arguments)

@@ -84,7 +84,9 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
             "INBOX_QUEUE_URL": queues["inbox"], "RETRAIN_QUEUE_URL": queues["retrain"], "ARTIFACT_BUCKET": ARTIFACTS,
             "LABEL_QUEUE_URL": queues["labels"],
             "MAX_RECEIVES": "5", "MAX_IMAGE_BYTES": "1000000", "REVIEW_THRESHOLD": "0.6", "QUIET_PERIOD_SECONDS": "0",
-            "MIN_PICTURES_PER_CLASS": "5", "MIN_NEW_PICTURES": "1", "TOPIC": topic, "NAME": "houndloop",
+            "LONGEST_WAIT_SECONDS": "86400", "MAX_RUNS_PER_DAY": "6", "END_RUN_FUNCTION": "end_run",
+            "MIN_PICTURES_PER_CLASS": "5", "MIN_NEW_PICTURES": "1", "GATE_MIN_TEST_PICTURES": "1",
+            "TOPIC": topic, "NAME": "houndloop",
             "DECODE_SECONDS": "20", "MAX_IMAGE_PIXELS": "120000000", "MIN_IMAGE_SIDE": "8",
             "PRETRAINED_WEIGHTS": "none", "SERVING_IMAGE_URI": "local/inference:latest",
         }.items():  # fmt: skip
@@ -111,5 +113,5 @@ def _forget_clients() -> None:
 
 _FUNCTIONS = (
     "classify_images", "register_labels", "start_retraining", "publish_sources", "snapshot_dataset", "judge_challenger",
-    "probe_endpoint", "replay_images", "end_run",
+    "probe_endpoint", "replay_images", "end_run", "clean_up", "watch_drift",
 )  # fmt: skip

@@ -5,18 +5,14 @@ import json
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from common import aws as aws_module
 from common import endpoint
 from common.errors import EndpointTrouble
-from end_run import app as end_run
 from probe_endpoint import app as probe
 from publish_sources import app as publish
-from tests.makers import events
 
 PREPROCESS = {"size": 32, "resize": 37, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
 
@@ -75,45 +71,3 @@ def test_probes_count_failures_and_do_not_raise(aws, context, monkeypatch):
         "preprocess": json.dumps(PREPROCESS), "requests": 3, "seconds": 0.01,
     }  # fmt: skip
     assert probe.handler(request, context) == {"sent": 3, "failed": 1}
-
-
-@pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    stopped: list[str] = []
-
-    class SageMaker:
-        def list_hyper_parameter_tuning_jobs(self, **_: Any) -> dict[str, Any]:
-            return {"HyperParameterTuningJobSummaries": [{"HyperParameterTuningJobName": "houndloop-77-0"}]}
-
-        def list_training_jobs(self, **_: Any) -> dict[str, Any]:
-            return {"TrainingJobSummaries": [{"TrainingJobName": "houndloop-77-train-0"}]}
-
-        def list_processing_jobs(self, **_: Any) -> dict[str, Any]:
-            return {"ProcessingJobSummaries": []}
-
-        def stop_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str) -> None:
-            stopped.append(HyperParameterTuningJobName)
-
-        def stop_training_job(self, TrainingJobName: str) -> None:
-            stopped.append(TrainingJobName)
-
-    client = aws_module.client
-    monkeypatch.setattr(aws_module, "client", lambda name: SageMaker() if name == "sagemaker" else client(name))
-    return stopped
-
-
-@pytest.mark.parametrize("status", ["ABORTED", "TIMED_OUT", "FAILED"])
-def test_a_run_that_ended_by_itself_frees_its_lock_and_stops_its_jobs(aws, context, jobs, status):
-    event = events.document("execution_aborted")
-    event["detail"]["status"] = status
-    lock = {"pk": "lock", "sk": "lock", "holder": event["detail"]["executionArn"], "run": "77"}
-    aws.state.put_item(Item=lock)
-    assert end_run.handler(event, context)["freed"]
-    assert jobs == ["houndloop-77-0", "houndloop-77-train-0"]
-    assert "Item" not in aws.state.get_item(Key={"pk": "lock", "sk": "lock"})
-
-
-def test_the_lock_of_another_run_stays(aws, context, jobs):
-    aws.state.put_item(Item={"pk": "lock", "sk": "lock", "holder": "arn:another", "run": "78"})
-    assert end_run.handler(events.document("execution_aborted"), context) == {"freed": False}
-    assert jobs == [] and aws.state.get_item(Key={"pk": "lock", "sk": "lock"})["Item"]["run"] == "78"
