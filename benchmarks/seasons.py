@@ -65,7 +65,6 @@ PARAMETERS = {
     "BatchSizes": "16",
     "QuietPeriodSeconds": "4",
     "MinNewPictures": "10",
-    "MaxRunsPerDay": "100",
     "GateMargin": str(MARGIN),
     "DriftMinPictures": "100",
     "EndpointInstanceCount": "2",
@@ -311,11 +310,12 @@ class Life:
             """The decision about the labels as they are now, once they are quiet."""
             ledger = self.loop.labels.get_item(Key={"pk": "ledger"}, ConsistentRead=True)["Item"]
             item = self.state("decision", "last")
-            return item if item and item["revision"] == ledger["revision"] and item["final"] else None
+            now = item and item["revision"] == ledger["revision"] and item["decision"] != "WAITS"
+            return item if now else None
 
         decision = self.wait("start_retraining has decided", decided, START_SECONDS)
         started = [arn for arn in self.loop.executions() if arn not in self._known]
-        now.decided, now.why = ("STARTED" if started else "NO RUN"), decision["reason"]
+        now.decided, now.why = ("STARTED" if started else "NO RUN"), decision["why"]
 
     def move_labels(self, now: Round) -> str:
         """People put right what they find: some labels move to another class and back, some are deleted."""
