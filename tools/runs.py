@@ -101,6 +101,15 @@ class Loop:
         """The lock of the run that is at work."""
         return self.item("lock", "lock")
 
+    def status(self, execution: str) -> str:
+        """What Step Functions says of an execution; empty where it knows none."""
+        try:
+            return self.states.describe_execution(executionArn=execution)["status"]
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ExecutionDoesNotExist":
+                raise
+            return ""
+
     def document(self, key: str) -> dict[str, Any] | None:
         """A JSON document of a run, if there is one."""
         try:
@@ -252,11 +261,10 @@ def stop(loop: Loop, why: str) -> int:
     if lock is None:
         print("No run is at work.")
         return 0
-    try:
-        loop.states.stop_execution(executionArn=lock["holder"], cause=why)
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "ExecutionDoesNotExist":
-            raise
+    if loop.status(lock["holder"]) != "RUNNING":
+        print(f"The run {lock['run']} has ended, and is not cleaned up after yet: `runs.py start` does that too.")
+        return 1
+    loop.states.stop_execution(executionArn=lock["holder"], cause=why)
     progress = Progress("its jobs are being stopped, and the endpoint is seen to")
     while (now := loop.at_work()) and now["holder"] == lock["holder"]:
         progress.show(0)
@@ -305,13 +313,12 @@ def choose(deployments: list[Item], champion: Item | None, version: str | None) 
     promoted = [d for d in named if d["outcome"] == "PROMOTED"] or named
     if not promoted:
         raise ToolError(f"{version} was never deployed: `python tools/runs.py deployments` shows what there is.")
-    if promoted[0]["model_version"] == live.get("model_version"):
-        raise ToolError(f"The model {live['model_version']} is live, as deployment {live['deployment']}.")
     return promoted[0]
 
 
 def refuse_while_at_work(loop: Loop) -> None:
-    if lock := loop.at_work():
+    """A run that has ended with the lock is no obstacle: the next one has it cleaned up after."""
+    if (lock := loop.at_work()) and loop.status(lock["holder"]) == "RUNNING":
         raise ToolError(f"The run {lock['run']} is at work: wait for it, or `python tools/runs.py stop`.")
 
 

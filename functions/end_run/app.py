@@ -1,10 +1,11 @@
 """Ends what a run left that could not end by itself: one that failed, was aborted or timed out.
 
 EventBridge tells of it ('Step Functions Execution Status Change'), because Catch cannot see an execution's own end; and
-whoever finds the lock held by an execution that is dead may call it with the same event. It may die anywhere and be
-called again, because the lock goes last: jobs are stopped, run and deployment recorded, people told, and then the lock
-is freed. A run that died in the middle of a deployment leaves it to a recovery, which is an execution of the same
-workflow: it waits until the endpoint is at rest and goes back to the champion, guarded as every deployment.
+whoever finds the lock held by an execution that is dead may call it with the same event. EventBridge delivers these on
+a best-effort basis, so every hour it looks at the lock by itself. It may die anywhere and be called again, because the
+lock goes last: jobs are stopped, run and deployment recorded, people told, and then the lock is freed. A run that died
+in the middle of a deployment leaves it to a recovery, which is an execution of the same workflow: it waits until the
+endpoint is at rest and goes back to the champion, guarded as every deployment.
 """
 
 import json
@@ -17,6 +18,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
 from common import aws, clock, deployments, state
+from common.runs import KNOWN_AFTER
 from common.tracing import tracer
 
 logger = Logger()
@@ -24,22 +26,40 @@ logger = Logger()
 MAX_RECOVERIES = 3  # of one run; whoever is told then has to look
 
 
+class StillRunning(RuntimeError):
+    """DescribeExecution, which is eventually consistent, does not know of the end yet: to be called again."""
+
+
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler(capture_response=False)
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    execution = event["detail"]["executionArn"]
-    run = describe(execution)
     lock = state.get("lock", "lock")
+    execution = event.get("detail", {}).get("executionArn")
+    if execution is None:
+        return look_at(lock)
+    run = describe(execution)
     if run and run["status"] == "RUNNING":
-        return {"freed": False, "why": "it runs"}
+        if "redriveCount" not in run:
+            raise StillRunning(f"Step Functions does not know yet that {execution} has ended")
+        return {"freed": False, "why": "it runs again"}
     if lock and lock["holder"] == execution and run:
-        return end(run, lock)
-    if lock and "recovery" in lock:  # promised the lock, and not started, or only just
-        return begin_recovery(lock)
+        return end(run)
     if run:
         tell_of_refusal(run)
+    if lock and "recovery" in lock:  # promised the lock, and not started, or only just
+        return begin_recovery(lock)
     # The lock of an execution that never was can only be freed.
     return {"freed": bool(lock) and run is None and state.free_lock(execution)}
+
+
+def look_at(lock: state.Item | None) -> dict[str, Any]:
+    """End the holder of a lock, if it is dead and no event told of it."""
+    if lock is None or clock.now() - clock.parse(lock["since"]) < KNOWN_AFTER:
+        return {"freed": False}
+    run = describe(lock["holder"])
+    if run:
+        return {"freed": False} if run["status"] == "RUNNING" else end(run)
+    return begin_recovery(lock) if "recovery" in lock else {"freed": state.free_lock(lock["holder"])}
 
 
 def describe(execution: str) -> dict[str, Any] | None:
@@ -56,11 +76,11 @@ def describe(execution: str) -> dict[str, Any] | None:
     return run | {"input": given, "run": started.strftime("%y%m%d%H%M%S")}
 
 
-def end(run: dict[str, Any], lock: state.Item) -> dict[str, Any]:
+def end(run: dict[str, Any]) -> dict[str, Any]:
     """Clean up after the holder of the lock, and free the lock or leave it to a recovery."""
-    recovers = run["input"].get("recover") or {"run": run["run"], "attempt": 0}
-    # The lock may still name the run that this one was to recover from: it died before it took the lock.
-    runs = {run["run"], lock["run"], recovers["run"]}
+    recovers = run["input"].get("recover") or {"run": run["run"], "attempt": 0, "runs": []}
+    # A recovery may die before it has a deployment of its own: the last is then of the run or the recovery before it.
+    runs = {run["run"], *recovers["runs"]}
     stopped = stop_jobs(run["run"])
     message, report = why(run)
     champion, recovery = state.champion(), None
@@ -75,7 +95,7 @@ def end(run: dict[str, Any], lock: state.Item) -> dict[str, Any]:
             deployments.delete_models([f"{os.environ['NAME']}-{name}" for name in sorted(runs)])
             then = f"Deployment {deployment['deployment']} changed nothing that is live. The next run may start."
         elif recovers["attempt"] < MAX_RECOVERIES:
-            recovery = recovery_of(recovers, champion, message)
+            recovery = recovery_of(recovers | {"runs": sorted(runs)}, champion, message)
             goal = f"goes back to deployment {champion['deployment']}" if champion else "deletes the endpoint"
             then = f"{name_of(recovery)} waits until the endpoint is at rest, and {goal}."
         else:
@@ -107,7 +127,7 @@ def recovery_of(recovers: dict[str, Any], champion: state.Item | None, message: 
         "trigger": "recovery",
         "why": f"the run {recovers['run']} ended in the middle of a deployment: {message}"[:1000],
         "deploy": int(champion["deployment"]) if champion else None,
-        "recover": {"run": recovers["run"], "attempt": recovers["attempt"] + 1},
+        "recover": recovers | {"attempt": recovers["attempt"] + 1},
     }
 
 

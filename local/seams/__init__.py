@@ -56,6 +56,7 @@ SEAMS = (
     "logs",
     "queues",
     "policies",
+    "sessions",
     "partiql",
     "s3events",
     "functions",

@@ -1,12 +1,32 @@
-"""Sessions of roles: credentials with which something acts as a role against this emulator, and IAM binds it."""
+"""Sessions of roles: credentials with which something acts as a role against this emulator, and IAM binds it.
+
+Executions run in threads and register sessions at the same time, while ministack walks through them for expired ones:
+one at a time, or an execution fails of another's session.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 from ministack.services import sts
+
+from . import expect
+
+_lock = threading.Lock()
+
+
+def install() -> None:
+    """Register one session at a time."""
+    register = expect("sessions", sts, "register_session", "access_key", "session")
+
+    def register_session(access_key: str, session: dict[str, Any]) -> None:
+        with _lock:
+            register(access_key, session)
+
+    sts.register_session = register_session
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class Scenario:
 
 NO_IMAGE = ANSWERS["PublishSources"].replace("'image': 'image'", "'image': null")
 HALF = {"run": "2", "outcome": "ABORTED"}
-RECOVERY = {"trigger": "recovery", "why": "it died", "recover": {"run": "2", "attempt": 1}}
+RECOVERY = {"trigger": "recovery", "why": "it died", "recover": {"run": "2", "attempt": 1, "runs": ["2"]}}
 SCENARIOS = {
     "update": Scenario(CHAMPION),
     "first": Scenario([], answers={"PublishSources": NO_IMAGE, "FindServingImage": ANSWERS["PublishSources"]}),
@@ -520,6 +520,47 @@ def test_a_recovery_that_cannot_succeed_is_given_up(aws: Emulator, told: Told):
     assert "goes back to deployment 2" in then[0] and then[-1].startswith("GIVEN UP after 3 recoveries")
 
 
+def without(*places: tuple[str, str | None]) -> list[dict[str, Any]]:
+    """The champion's items but those with these keys."""
+    keys = [(item["pk"]["S"], item["sk"]["S"]) for item in CHAMPION]
+    return [
+        item
+        for item, (pk, sk) in zip(CHAMPION, keys, strict=True)
+        if not any(pk == gone and sk in (which, which or sk) for gone, which in places)
+    ]
+
+
+def test_a_recovery_that_dies_before_its_own_deployment_leaves_the_next_one_to_the_next(aws: Emulator, told: Told):
+    """The last deployment is then of the recovery before it, and what is live is nobody's model."""
+    case = Case(aws)
+    items = [*without(("endpoint", None), ("counter", "deployment")), row("loop-3")]
+    items.append({"pk": {"S": "counter"}, "sk": {"S": "deployment"}, "last": {"N": "4"}})
+    items.append(deployed(3, pk="deployment", sk="000003", run="3", outcome="ABORTED"))
+    items.append(deployed(4, pk="deployment", sk="000004", run="4", outcome="FAILED"))
+    recovers = {"run": "3", "attempt": 2, "runs": ["3", "4"]}
+    case.begin(Scenario(items, {"trigger": "recovery", "deploy": 2, "recover": recovers}), "FindLive", "ValueError")
+    case.finish()
+    assert "recover-3-3" in told.about(case.first)[0]["then"]
+    check_live(case, case.all("champion")[0]["endpoint_config"], "PROMOTED")
+
+
+def test_going_back_to_what_is_live_and_is_no_champion_makes_it_one(aws: Emulator):
+    case = Case(aws)
+    items = [*without(("endpoint", None)), row("loop-3")]
+    items.append(deployed(3, pk="deployment", sk="000003", run="3", outcome="FAILED"))
+    case.begin(Scenario(items, {"deploy": 3}, SCENARIOS["back"].answers))
+    case.finish()
+    assert case.endpoint()[1] == case.all("champion")[0]["endpoint_config"] != "loop-3"
+
+
+def test_the_champion_scales_on_after_an_update_that_was_refused(aws: Emulator):
+    case = Case(aws)
+    case.begin(SCENARIOS["scales"], "UpdateEndpoint", "ValueError")
+    case.finish()
+    visited = case.visited(case.first)
+    assert visited.index("StopScaling") < visited.index("RegisterScaling")
+
+
 @pytest.fixture
 def aborted(aws: Emulator) -> Case:
     """A run that was aborted when the endpoint had begun to change, before anybody has heard of it."""
@@ -649,7 +690,7 @@ def test_alarms_that_ring_already_cannot_judge_a_model_that_was_live(aws: Emulat
 # --- No capacity -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["Prepare", "Tune", "Evaluate"])
+@pytest.mark.parametrize("name", ["Prepare", "Evaluate"])
 def test_what_sagemaker_lacks_is_asked_for_again_later(aws: Emulator, told: Told, name: str):
     case = Case(aws)
     case.begin(SCENARIOS["update"], name, NO_CAPACITY)

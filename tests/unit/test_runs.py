@@ -38,6 +38,7 @@ HISTORY = [  # newest first, as the table gives it
         (HISTORY[2], "m1", 5),  # the newest of its deployments
         (HISTORY[2], "2", 2),
         (HISTORY[2], "4", 4),  # which failed; the workflow asks the registry
+        (HISTORY[0], "m1", 5),  # which should be live; the workflow asks the endpoint
         (None, None, 5),
     ],
 )
@@ -49,7 +50,6 @@ def test_which_deployment_is_gone_back_to(live: dict[str, Any] | None, version: 
     ("live", "version", "text"),
     [
         (HISTORY[4], None, "no earlier model"),
-        (HISTORY[0], "m1", "m1 is live, as deployment 5"),
         (HISTORY[0], "m9", "m9 was never deployed"),
     ],
 )

@@ -11,11 +11,13 @@ from botocore.exceptions import ClientError
 
 from clean_up import app as clean_up
 from common import aws as aws_module
+from common import clock
 from end_run import app as end_run
 from tests.makers import events
 
 EXECUTION = events.document("execution_aborted")["detail"]["executionArn"]
 LOCK = {"pk": "lock", "sk": "lock"}
+LONG_AGO = "2026-02-26T01:02:03.000Z"
 
 
 class SageMaker:
@@ -91,12 +93,26 @@ def test_a_run_that_ended_by_itself_is_recorded_its_jobs_stopped_and_its_lock_fr
     assert (run["outcome"], run["message"]) == ("ABORTED", "it was aborted in Tune: enough")
 
 
-def test_a_run_that_is_at_work_is_left_alone(aws, context, world):
-    """Whoever calls may be wrong."""
+def test_an_end_that_step_functions_does_not_know_of_yet_is_asked_about_again(aws, context, world):
+    """DescribeExecution is eventually consistent, and the event comes once."""
     world.stepfunctions.status = "RUNNING"
     aws.state.put_item(Item=LOCK | {"holder": EXECUTION, "run": "260226010203"})
-    assert end_run.handler(event(), context) == {"freed": False, "why": "it runs"}
+    with pytest.raises(end_run.StillRunning, match="has ended"):
+        end_run.handler(event(), context)
     assert world.sagemaker.stopped == [] and aws.state.get_item(Key=LOCK)["Item"]["holder"] == EXECUTION
+
+
+@pytest.mark.parametrize(
+    ("status", "since", "freed"), [("RUNNING", LONG_AGO, False), ("ABORTED", LONG_AGO, True), ("ABORTED", None, False)]
+)
+def test_every_hour_it_looks_whether_the_locks_holder_is_dead(aws, context, world, status, since, freed):
+    """Of a lock that is fresh the event is yet to come."""
+    world.stepfunctions.status = status
+    lock = {"holder": EXECUTION, "run": "260226010203", "since": since or clock.iso(clock.now())}
+    aws.state.put_item(Item=LOCK | lock)
+    assert end_run.handler({}, context)["freed"] is freed
+    assert ("Item" not in aws.state.get_item(Key=LOCK)) is freed
+    assert end_run.handler({}, context) == {"freed": False}
 
 
 def test_the_lock_of_another_run_stays(aws, context, world):

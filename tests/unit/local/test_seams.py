@@ -17,6 +17,7 @@ MOVES = {
     "metrics": "import ministack.services.cloudwatch as m; m._metrics = {}",
     "logs": "import ministack.services.cloudwatch_logs as m; m._filter_log_events = lambda request: ()",
     "queues": "import ministack.core.iam_actions as m; m.extract_iam_action = lambda request: None",
+    "sessions": "import ministack.services.sts as m; del m.register_session",
     "policies": "import ministack.core.iam_evaluator as m; del m._fnmatch_compile",
     "partiql": "import ministack.core.iam_actions as m; m.dynamodb_resource_arns = lambda request: []",
     "s3events": "import ministack.services.s3 as m; m._fire_s3_event = lambda bucket: None",
