@@ -262,7 +262,9 @@ def stop(loop: Loop, why: str) -> int:
         print("No run is at work.")
         return 0
     if loop.status(lock["holder"]) != "RUNNING":
-        print(f"The run {lock['run']} has ended, and is not cleaned up after yet: `runs.py start` does that too.")
+        print(
+            f"The run {lock['run']} has ended, and is not cleaned up after yet. That is done within the hour, or by the next run."
+        )
         return 1
     loop.states.stop_execution(executionArn=lock["holder"], cause=why)
     progress = Progress("its jobs are being stopped, and the endpoint is seen to")
@@ -297,7 +299,7 @@ def choose(deployments: list[Item], champion: Item | None, version: str | None) 
     is named.
 
     Raises:
-        ToolError: there is none, or it is live.
+        ToolError: there is none.
     """
     live = champion or {}
     if version is None:

@@ -156,11 +156,15 @@ def test_runs_are_started_with_what_was_asked_for(loop: runs.Loop, monkeypatch):
     assert inputs[0] == {"trigger": "hand", "why": "", "force": True}
     assert inputs[1] == {"trigger": "hand", "why": "again", "force": False, "snapshot": "abc"}
 
-    put(loop, {"pk": "lock", "sk": "lock", "run": "3", "holder": "arn:x", "since": "noon"})
+    holder = real(stateMachineArn=loop.machine, name="at-work", input="{}")["executionArn"]
+    put(loop, {"pk": "lock", "sk": "lock", "run": "3", "holder": holder, "since": "noon"})
     for arguments in (["start"], ["back"]):
         monkeypatch.setattr("sys.argv", ["runs.py", *arguments])
         assert runs.main() == 1, "one run at a time"
     assert len(asked) == 2
+    loop.states.stop_execution(executionArn=holder)
+    monkeypatch.setattr("sys.argv", ["runs.py", "start"])
+    assert runs.main() == 0 and len(asked) == 3, "the workflow has a dead holder cleaned up after"
 
 
 def test_a_run_is_stopped_with_a_reason_and_what_follows_is_told(loop: runs.Loop, capsys, monkeypatch):
@@ -177,3 +181,14 @@ def test_a_run_is_stopped_with_a_reason_and_what_follows_is_told(loop: runs.Loop
     assert runs.stop(loop, "wrong labels") == 0
     assert loop.states.describe_execution(executionArn=started)["status"] == "ABORTED"
     assert "Stopped the run 3. recover-3-1 sees to the endpoint." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_that_has_ended_cannot_be_stopped(loop: runs.Loop, capsys, known: bool):
+    """Its event may be lost: waiting for the lock would have no end."""
+    holder = f"{machine_execution()}:never"
+    if known:
+        holder = loop.states.start_execution(stateMachineArn=loop.machine, name="a", input="{}")["executionArn"]
+        loop.states.stop_execution(executionArn=holder)
+    put(loop, {"pk": "lock", "sk": "lock", "run": "3", "holder": holder, "since": "noon"})
+    assert runs.stop(loop, "") == 1 and "has ended" in capsys.readouterr().out
