@@ -262,9 +262,7 @@ def stop(loop: Loop, why: str) -> int:
         print("No run is at work.")
         return 0
     if loop.status(lock["holder"]) != "RUNNING":
-        print(
-            f"The run {lock['run']} has ended, and is not cleaned up after yet. That is done within the hour, or by the next run."
-        )
+        print(f"The run {lock['run']} has ended. It is cleaned up after within the hour, or by the next run.")
         return 1
     loop.states.stop_execution(executionArn=lock["holder"], cause=why)
     progress = Progress("its jobs are being stopped, and the endpoint is seen to")
