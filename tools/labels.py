@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "functions")]  # as a script, it finds its
 
 from common import clock, dataset, ledger  # noqa: E402
 from common.names import BadLabel, class_name, fold  # noqa: E402
+from start_retraining import worth  # noqa: E402
 from tools import stack  # noqa: E402
 from tools.stack import ToolError, client  # noqa: E402
 
@@ -37,7 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stack", default="houndloop", help="name of the CloudFormation stack (houndloop)")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("show", help="classes, what is left out and why, what a run would learn from")
+    command = commands.add_parser("show", help="classes, what is left out and why, whether a run would learn something")
     command.add_argument("--all", action="store_true", help=f"all that is left out, not {SHOWN} of a kind")
     command = commands.add_parser("confirm", help="the picture is what it was classified as")
     command.add_argument("picture")
@@ -52,13 +53,23 @@ def work(arguments: argparse.Namespace) -> int:
     outputs = stack.outputs(arguments.stack)
     os.environ["LABELS_TABLE"] = outputs["LabelsTableName"]
     if arguments.command == "show":
-        return show(outputs, int(parameter(arguments.stack, "MinPicturesPerClass")), None if arguments.all else SHOWN)
+        os.environ |= environment(arguments.stack, outputs)
+        return show(None if arguments.all else SHOWN)
     return review(outputs, arguments.picture, arguments.class_ if arguments.command == "correct" else None)
 
 
-def parameter(name: str, key: str) -> str:
+def environment(name: str, outputs: dict[str, str]) -> dict[str, str]:
+    """What the functions that decide read, as the template gives it to them."""
     found = client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]["Parameters"]
-    return next(each["ParameterValue"] for each in found if each["ParameterKey"] == key)
+    parameters = {each["ParameterKey"]: each["ParameterValue"] for each in found}
+    return {
+        "LABELS_TABLE": outputs["LabelsTableName"],
+        "LOOP_STATE_TABLE": outputs["LoopStateTableName"],
+        "ARTIFACT_BUCKET": outputs["ArtifactBucketName"],
+        "MIN_PICTURES_PER_CLASS": parameters["MinPicturesPerClass"],
+        "MIN_NEW_PICTURES": parameters["MinNewPictures"],
+        "GATE_MIN_TEST_PICTURES": parameters["GateMinTestPictures"],
+    }
 
 
 # --- Reviewing -------------------------------------------------------------------------------------------------------
@@ -170,44 +181,34 @@ def exists(bucket: str, key: str) -> bool:
 # --- Showing ---------------------------------------------------------------------------------------------------------
 
 
-def show(outputs: dict[str, str], min_pictures: int, limit: int | None) -> int:
-    """Print what the labels amount to, as the next snapshot would see them; nothing is decided or written here."""
+def show(limit: int | None) -> int:
+    """Print what the labels amount to, as start_retraining would see them now; nothing is decided or written here."""
     contents = ledger.contents()
-    found = dataset.assemble(contents.labels, contents.splits, min_pictures)
-    state = stack.table(outputs["LoopStateTableName"])
-    champion = state.get_item(Key={"pk": "champion", "sk": "champion"}).get("Item")
-    last = state.get_item(Key={"pk": "dataset", "sk": "last"}).get("Item")
-    trained = state.get_item(Key={"pk": "dataset", "sk": found.hash}).get("Item")
-    fresh = {
-        label["sha256"] for label in contents.labels if label["registered_at"] > (last["trained_at"] if last else "")
-    }
-    print_classes(found, contents.labels, fresh)
+    found = dataset.assemble(contents.labels, contents.splits, int(os.environ["MIN_PICTURES_PER_CLASS"]))
+    last, _ = worth.last_training()
+    print_classes(found, contents.labels, last)
     tell("Label files", [describe(each) for each in sources()], None)
     tell("Rejected", [f"{each['key']}: {each['reason']}" for each in rejected()], limit)
     tell("Left out", [f"{', '.join(each.origins)}: {each.reason}" for each in found.left_out_pictures], limit)
-    if why := dataset.why_too_small(found):
-        print(f"\nNothing to learn from yet: {why}.")
-        return 0
-    print(
-        f"\nA run would learn from {len(found.pictures)} pictures of {len(found.classes)} classes ({found.hash[:12]})."
-    )
-    known = json.loads(champion["classes"]) if champion else []
-    new = [name for name in found.classes if name not in known]
-    count = len({picture.sha256 for picture in found.pictures} & fresh)
-    print(f"Since the last run: {count} new pictures, {len(new)} new classes{': ' if new else ''}{', '.join(new)}.")
-    if trained:
-        print(f"This very dataset was trained already ({trained['outcome']}, {trained['trained_at']}).")
+    learns, why, facts = worth.worth_a_run(found)
+    if facts:
+        print(
+            f"\nA run would learn from {facts['pictures']} pictures of {facts['classes']} classes ({found.hash[:12]})."
+        )
+    print(f"{'The labels are reason for a run' if learns else 'The labels start no run'}: {why}.")
     return 0
 
 
-def print_classes(found: dataset.Dataset, labels: list[ledger.Item], fresh: set[str]) -> None:
+def print_classes(found: dataset.Dataset, labels: list[ledger.Item], last: dataset.Dataset | None) -> None:
+    """`new` are the pictures that the last training did not have with this class."""
+    had = {(picture.class_name, picture.sha256) for picture in last.pictures} if last else set()
     contents: dict[str, set[str]] = defaultdict(set)
     for label in labels:
         contents[label["class"]].add(label["sha256"])
     splits = Counter((picture.class_name, picture.split) for picture in found.pictures)
     print(f"{'class':<24}{'pictures':>9}{'new':>7}{'train':>8}{'validation':>12}{'test':>7}")
     for name, pictures in sorted(contents.items()):
-        line = f"{name:<24}{len(pictures):>9}{len(pictures & fresh):>7}"
+        line = f"{name:<24}{len(pictures):>9}{sum((name, sha256) not in had for sha256 in pictures):>7}"
         line += "".join(
             f"{splits[name, split]:>{width}}" for split, width in zip(dataset.SPLITS, (8, 12, 7), strict=True)
         )

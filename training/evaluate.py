@@ -331,17 +331,21 @@ def pair(
 
 
 def compare(
-    challenger: dict, champion: dict | None, classes: list[str], settled: Settled | None = None
+    challenger: dict, champion: dict | None, known: Set[str], classes: list[str], settled: Settled | None = None
 ) -> dict[str, Any]:
-    """evaluation.json. `classes`: of the dataset; the champion was judged on those of them that it knows."""
-    known = set(champion.pop("classes")) if champion else set()
-    trained = set(challenger.pop("classes"))
+    """evaluation.json. `known`: the champion's classes; `classes`: of the dataset. The champion was judged on those
+    that are both, and not at all (None) where there are none.
+    """
+    trained = set(challenger["classes"])
     common = sorted(trained & known & set(classes))
+    for judged in (challenger, champion or {}):
+        judged.pop("classes", None)
     return {
         "challenger": challenger,
         "champion": champion,
         "common_classes": common,
         "new_classes": sorted(trained - known),
+        "missing_classes": sorted(known - trained),
         "common": pair(challenger["predictions"], champion["predictions"], set(common), settled) if champion else None,
     }
 
@@ -362,10 +366,11 @@ def evaluate(
     with tempfile.TemporaryDirectory() as scratch:
         folder = artifact.extract(find_archive(challenger), Path(scratch, "challenger"))
         predictors, unavailable = open_all(folder)
-        served, familiar = [], []
+        served, familiar, known = [], [], set[str]()
         if champion is not None:
             live = Predictor(artifact.extract(find_archive(champion), Path(scratch, "champion")), champion_precision)
-            familiar = [number for number in everything if rows[number]["class"] in live.classes]
+            known = set(live.classes)
+            familiar = [number for number in everything if rows[number]["class"] in known]
             served = [live] if familiar else []
             if not familiar:
                 print("champion: not judged, the test split has no picture of a class that it knows", flush=True)
@@ -376,7 +381,7 @@ def evaluate(
         there = judge(answers[-1], rows, familiar) if served else None
         card = predictors[0].card
     old = None if settled is None else {(row["sha256"], row["class"]) for row in read_test_split(settled)}
-    result = compare(here, there, classes, old) | {"precision": choice}
+    result = compare(here, there, known, classes, old) | {"precision": choice}
     artifact.write_json(output / "evaluation.json", result)
     artifact.write_json(output / artifact.CARD, card | {"serving": choice})
     return result

@@ -110,7 +110,7 @@ def assemble(labels: Iterable[Label], known: Splits, min_pictures: int) -> Datas
         classes[label["phash"]] = min(label["class"], classes.get(label["phash"], label["class"]))
     new_splits, torn = assign(classes, known)
     splits = known.of | new_splits.of
-    by_class: dict[str, list[Picture]] = defaultdict(list)
+    by_class: dict[str, list[Picture]] = {name: [] for name in spelled.values()}
     for sha256, label in chosen.items():
         if two := torn.get(label["phash"]):
             reason = f"it looks like pictures of {' and of '.join(two)}, and would join the two splits"

@@ -189,8 +189,7 @@ def settle(revision: int, at: str) -> None:
     changed, for which reason `at` is a time before the labels were read.
     """
     try:
-        table().update_item(
-            Key={"pk": "ledger"},
+        _update_ledger(
             UpdateExpression="REMOVE waiting_since",
             ConditionExpression="revision = :revision",
             ExpressionAttributeValues={":revision": revision},
@@ -198,11 +197,27 @@ def settle(revision: int, at: str) -> None:
     except ClientError as error:
         if not aws.is_conditional(error):
             raise
-        table().update_item(
-            Key={"pk": "ledger"},
-            UpdateExpression="SET waiting_since = :at",
-            ExpressionAttributeValues={":at": at},
-        )
+        try:
+            _update_ledger(
+                UpdateExpression="SET waiting_since = :at",
+                ConditionExpression="attribute_exists(waiting_since)",  # else somebody settled the newer ones
+                ExpressionAttributeValues={":at": at},
+            )
+        except ClientError as error:
+            if not aws.is_conditional(error):
+                raise
+
+
+def _update_ledger(**request: Any) -> None:
+    """DynamoDB refuses a write of the ledger item while the transaction of a label is at it."""
+    for attempt in range(8):
+        try:
+            table().update_item(Key={"pk": "ledger"}, **request)
+            return
+        except ClientError as error:
+            if aws.code(error) != "TransactionConflictException" or attempt == 7:
+                raise
+            time.sleep(0.02 * 2**attempt)
 
 
 @dataclass(frozen=True)

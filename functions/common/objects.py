@@ -117,8 +117,14 @@ def as_it_is_now(event: ObjectEvent) -> ObjectEvent:
 
 def put_if_absent(bucket: str, key: str, data: bytes) -> None:
     """Write an object whose key follows from its content: what is there already is the same."""
-    try:
-        aws.client("s3").put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-    except ClientError as error:
-        if aws.code(error) != "PreconditionFailed":
-            raise
+    for attempt in range(4):
+        try:
+            aws.client("s3").put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            return
+        except ClientError as error:
+            if aws.code(error) == "PreconditionFailed":
+                return
+            # Another writes the same at this moment; whether that succeeds is not known yet.
+            if aws.code(error) != "ConditionalRequestConflict" or attempt == 3:
+                raise
+            time.sleep(0.1 * 2**attempt)

@@ -28,7 +28,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     if event["evaluation"]:
         evaluation = json.loads(s3.get_object(Bucket=bucket, Key=event["evaluation"])["Body"].read())
     about = {name: event[name] for name in ("run", "dataset", "champion")}
-    verdict = about | judge(evaluation, event["findings"], thresholds())
+    left_out = json.loads(s3.get_object(Bucket=bucket, Key=f"datasets/{event['dataset']}/left_out.json")["Body"].read())
+    verdict = about | judge(evaluation, event["findings"], thresholds(), left_out["classes"])
     page = event["verdict"].removesuffix(".json") + ".html"
     for key, text, kind in (
         (event["verdict"], json.dumps(verdict, indent=1), "application/json"),

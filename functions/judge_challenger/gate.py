@@ -44,10 +44,13 @@ class Check:
     says: str
 
 
-def judge(evaluation: dict[str, Any] | None, findings: dict[str, Any], thresholds: Thresholds) -> dict[str, Any]:
+def judge(
+    evaluation: dict[str, Any] | None, findings: dict[str, Any], thresholds: Thresholds, left_out: dict[str, str]
+) -> dict[str, Any]:
     """The verdict: `promote`, the `sentence` why, and the figures it rests on. Every reason against it is named.
 
     `evaluation`: what the evaluation job wrote; None where findings kept the model from being evaluated.
+    `left_out`: why classes that are labelled take no part, by name.
     """
     checks = [_findings(findings)]
     if evaluation is None:
@@ -73,6 +76,8 @@ def judge(evaluation: dict[str, Any] | None, findings: dict[str, Any], threshold
         checks.append(_no_collapse(classes, thresholds))
         if latency["pictures"]:
             checks.append(_no_slower(latency, thresholds))
+    if missing := evaluation["missing_classes"]:
+        checks.append(_still_there(missing, left_out))
     if evaluation.get("champion") and evaluation["new_classes"]:
         checks.append(_learnt(evaluation["new_classes"], classes, thresholds))
     against = [check.says for check in checks if not check.passed]
@@ -280,6 +285,27 @@ def _no_collapse(classes: dict[str, dict[str, Any]], thresholds: Thresholds) -> 
     )
 
 
+def _still_there(missing: list[str], left_out: dict[str, str]) -> Check:
+    """Does the challenger lack a class that the champion knows? It may, if nobody labels that any more.
+
+    A run is of a snapshot, so a missing class has no labels at all, or is in `left_out`, which says why.
+    """
+    lost = [left_out[name] for name in missing if name in left_out]
+    return Check(
+        "no known class left out",
+        not lost,
+        f"{len(lost)} of {len(missing)} that it does not know",
+        "none that is still labelled",
+        f"the champion knows classes that are labelled and take no part: {_some(lost)}"
+        if lost
+        else _forgotten(missing),
+    )
+
+
+def _forgotten(missing: list[str]) -> str:
+    return f"{_some(missing)} forgotten, which nobody labels any more"
+
+
 def _learnt(new: list[str], classes: dict[str, dict[str, Any]], thresholds: Thresholds) -> Check:
     empty = {"n": 0, "correct": 0}
     results = {name: classes.get(name, empty) for name in new}
@@ -326,12 +352,13 @@ def _sentence(reasons: list[str]) -> str:
 
 def _why_promoted(evaluation: dict[str, Any], comparison: dict[str, Any] | None) -> str:
     accuracy = f"accuracy {evaluation['challenger']['accuracy']:.1%}"
+    forgotten = f", and {_forgotten(missing)}" if (missing := evaluation["missing_classes"]) else ""
     if not comparison:
-        return f"{accuracy}, and no champion to compare with"
+        return f"{accuracy}, and no champion to compare with{forgotten}"
     learnt = f", and {_some(evaluation['new_classes'])} learnt" if evaluation["new_classes"] else ""
     return (
         f"{accuracy}, {comparison['change']:+.1%} against the champion on the {comparison['n']} test pictures of the "
-        f"classes both know ({comparison['low']:+.1%} at worst){learnt}"
+        f"classes both know ({comparison['low']:+.1%} at worst){learnt}{forgotten}"
     )
 
 

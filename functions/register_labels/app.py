@@ -34,7 +34,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         processor.process()
     # Asked even when nothing was new: the invocation that recorded the change may have died before it could ask.
     entry = ledger.read()
-    if entry:
+    if entry and entry.waiting_since:
         quiet.ask_again(entry.revision, quiet.period_seconds())
     return dict(processor.response())
 

@@ -7,7 +7,7 @@ is one.
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -26,8 +26,6 @@ FOLDER, REPORTS = "labels/", "label-reports/"
 MAX_BYTES = 200_000_000
 # Ten parts, as one invocation may get them, have 100 pictures; and as one batch that is sent, less than 256 kB.
 LINES_PER_PART = 10
-# S3's answers about an object that no further try will read: archived, or under a key that the function may not use.
-UNREADABLE = {"InvalidObjectState", "AccessDenied", "403"}
 SPARE_SECONDS = 20  # for the picture that is looked at, whatever it is, and to record the part
 # What Ground Truth writes beside its output manifest, if labels/ is where its jobs write.
 WORKING_FOLDERS = {"activelearning", "annotations", "inference", "intermediate", "training", "temp"}
@@ -66,8 +64,11 @@ def begin(event: ObjectEvent) -> None:
     known = ledger.get_source(event)
     if WORKING_FOLDERS & set(event.key.split("/")[1:-1]):
         return
-    # An event that comes again, because sending broke off, finds its file recorded, and sends all of it again.
-    if not (known and known["reading"] == event.sequencer and known["status"] == "READING"):
+    # An event that comes again, because sending broke off, finds its file recorded, and sends all of it again: of the
+    # version that was recorded, for after one was erased the event itself names what is gone.
+    if known and known["reading"] == event.sequencer and known["status"] == "READING":
+        event = replace(event, version_id=known["version_id"], deleted=False, erased=False)
+    else:
         news = ledger.news(event, known)
         if news is None:
             return
@@ -145,8 +146,8 @@ def _label(bucket: str, line: formats.Line, seen: dict[tuple[str, str], ledger.I
     except BrokenImage as reason:
         return str(reason)
     except ClientError as error:
-        if aws.code(error) in UNREADABLE:
-            return f"s3://{bucket}/{line.key} cannot be read: {aws.code(error)}"
+        if aws.code(error) in pictures.UNREADABLE:
+            return pictures.unreadable(bucket, line.key, error)
         if aws.code(error) not in GONE:
             raise
         taken = None

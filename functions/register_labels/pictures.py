@@ -3,27 +3,41 @@
 import hashlib
 import os
 
+from botocore.exceptions import ClientError
 from PIL import Image
 
+from common import aws
 from common.events import ObjectEvent
 from common.objects import fetch, put_if_absent
 from preprocessing import BrokenImage, decode
+
+# S3's answers about an object that no further try will read: archived, or under a key that the function may not use.
+UNREADABLE = {"InvalidObjectState", "AccessDenied", "403"}
 
 
 def take(event: ObjectEvent) -> tuple[str, str] | None:
     """Keep the picture under its content's hash; returns that and its difference hash, None where it is gone.
 
-    BrokenImage with the reason where it is no picture.
+    BrokenImage with the reason where it is no picture, or none that any further try will read.
     """
     most = int(os.environ["MAX_IMAGE_BYTES"])
     if event.size > most:
         raise BrokenImage(f"larger than {most // 1_000_000} MB: {event.size / 1e6:.1f} MB")
-    data = fetch(event)
+    try:
+        data = fetch(event)
+    except ClientError as error:
+        if aws.code(error) not in UNREADABLE:
+            raise
+        raise BrokenImage(unreadable(event.bucket, event.key, error)) from error
     if data is None:
         return None
     limits = {"max_pixels": int(os.environ["MAX_IMAGE_PIXELS"]), "min_side": int(os.environ["MIN_IMAGE_SIDE"])}
     phash = difference_hash(decode(data, max_bytes=most, **limits))
     return keep(data), phash
+
+
+def unreadable(bucket: str, key: str, error: ClientError) -> str:
+    return f"s3://{bucket}/{key} cannot be read: {aws.code(error)}"
 
 
 def keep(data: bytes) -> str:

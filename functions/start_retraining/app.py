@@ -21,6 +21,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from common import clock, dataset, ledger, quiet, runs, state
 from common.tracing import tracer
 from start_retraining import decide
+from start_retraining.worth import worth_a_run
 
 logger = Logger()
 
@@ -64,7 +65,7 @@ def consider(revision: int) -> str:
         return _decided("WAITS", now, entry, f"{obstacle.why}; the labels wait")
     contents = ledger.contents()
     found = dataset.assemble(contents.labels, contents.splits, int(os.environ["MIN_PICTURES_PER_CLASS"]))
-    learns, why, facts = _worth_a_run(found, contents.labels)
+    learns, why, facts = worth_a_run(found)
     if not learns:
         ledger.settle(entry.revision, clock.iso(now))
         return _decided("NO_RUN", now, entry, f"no run: {why}", **facts)
@@ -77,21 +78,6 @@ def consider(revision: int) -> str:
     if newest:
         quiet.ask_again(revision, LOOK_AGAIN_SECONDS)
     return _decided("STARTED", now, entry, f"started {started}: {why}", execution=started, **facts)
-
-
-def _worth_a_run(found: dataset.Dataset, labels: list[dict[str, Any]]) -> tuple[bool, str, dict[str, Any]]:
-    """Whether a run would learn something from the labels, why or why not, and the counts that say so."""
-    if reason := dataset.why_too_small(found):
-        return False, reason, {}
-    last = state.get("dataset", "last")
-    news = decide.news(found, labels, last and last | {"classes": json.loads(last["classes"])})
-    facts = vars(news) | {"min_new_pictures": int(os.environ["MIN_NEW_PICTURES"]), "dataset_hash": found.hash}
-    if state.get("dataset", found.hash):
-        return False, 'this very dataset was trained already; {"force": true} as input of a run repeats it', facts
-    learns, why = decide.reason(news, facts["min_new_pictures"])
-    if learns and (reason := decide.why_not_to_be_judged(found, int(os.environ["GATE_MIN_TEST_PICTURES"]))):
-        return False, reason, facts
-    return learns, why, facts
 
 
 def _decided(decision: str, now: datetime, entry: ledger.Ledger, why: str, **facts: Any) -> str:

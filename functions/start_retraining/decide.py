@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from common import clock
 from common.dataset import Dataset
@@ -22,7 +21,7 @@ class News:
     new_pictures: int
     """Of the other classes."""
     first: bool
-    """There was no run before."""
+    """Nothing is known of a run before."""
 
 
 def seconds_to_wait(entry: Ledger, now: datetime, quiet: int, longest: int) -> float:
@@ -33,19 +32,16 @@ def seconds_to_wait(entry: Ledger, now: datetime, quiet: int, longest: int) -> f
     return (until - now).total_seconds()
 
 
-def news(found: Dataset, labels: Iterable[dict[str, Any]], last: dict[str, Any] | None) -> News:
-    """Compare `found`, assembled from `labels`, with the last training: its `classes`, and when it took its snapshot.
+def news(found: Dataset, last: Dataset | None) -> News:
+    """Compare `found` with what the last training had.
 
-    A picture is new if its class was first given to it since; what was labelled again, under another key or in the same
-    way, is not.
+    A picture is new if that had it not, or had it as another class, whenever it was labelled: what contradicted itself
+    and was mended is, and what was labelled again, or lies elsewhere now, is not.
     """
-    since, known = (last["trained_at"], set(last["classes"])) if last else ("", set())
-    first_labelled: dict[tuple[str, str], str] = {}
-    for label in labels:
-        thing = (label["sha256"], label["class"])
-        first_labelled[thing] = min(first_labelled.get(thing, label["registered_at"]), label["registered_at"])
+    known = set(last.classes) if last else set()
+    had = {(p.sha256, p.class_name) for p in last.pictures} if last else set()
     of_new = Counter(p.class_name for p in found.pictures if p.class_name not in known)
-    new_pictures = sum(p.class_name in known and first_labelled[p.sha256, p.class_name] > since for p in found.pictures)
+    new_pictures = sum(p.class_name in known and (p.sha256, p.class_name) not in had for p in found.pictures)
     return News(len(found.pictures), len(found.classes), dict(sorted(of_new.items())), new_pictures, last is None)
 
 
@@ -70,14 +66,19 @@ def reason(news: News, min_new_pictures: int) -> tuple[bool, str]:
     )
 
 
-def why_not_to_be_judged(found: Dataset, min_test_pictures: int) -> str | None:
-    """Why the gate could only reject what is trained on `found`, in words, or None: it has too few test pictures."""
-    tested = sum(picture.split == "test" for picture in found.pictures)
+def why_not_to_be_judged(found: Dataset, known: Iterable[str], min_test_pictures: int) -> str | None:
+    """Why the gate could only reject what is trained on `found`, in words, or None: it has too few test pictures.
+
+    As the gate does, those of the classes count that the champion knows, too (`known`); all, if it knows none.
+    """
+    common = set(found.classes) & set(known)
+    tested = sum(p.split == "test" and (not common or p.class_name in common) for p in found.pictures)
     if tested >= min_test_pictures:
         return None
     missing = min_test_pictures - tested
+    which = " of classes that the live model knows" if common else ""
     return (
-        f"{_count(tested, 'test picture')} of the {min_test_pictures} that the gate needs to judge a model: "
+        f"{_count(tested, 'test picture')}{which} of the {min_test_pictures} that the gate needs to judge a model: "
         f"label about {5 * missing} more, of which a fifth will be test pictures"
     )
 

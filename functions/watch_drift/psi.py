@@ -39,7 +39,7 @@ class Bin:
 class Shift:
     psi: float
     chance: float
-    """What chance alone exceeds once in a thousand times."""
+    """What chance alone exceeds in a few of a thousand looks."""
     bins: list[Bin]
 
     def exceeds(self, threshold: float) -> bool:

@@ -57,7 +57,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, build: Path) -> Iterator[
         stack = Stack(aws)
         stack.build_dir = build
         outputs = stack.deploy({"MinPicturesPerClass": "5", "QuietPeriodSeconds": "3600"})
-        patch.setenv("LABELS_TABLE", outputs["LabelsTableName"])
+        for name, value in labels.environment("houndloop", outputs).items():
+            patch.setenv(name, value)
         yield Labels(outputs)
 
 
@@ -96,5 +97,5 @@ def test_a_prediction_that_is_corrected_becomes_a_label_of_that_picture(deployed
         return [each["class"] for each in labels.ledger.contents().labels]
 
     until(lambda: counted() == ["violet"])
-    assert labels.show(deployed.outputs, int(labels.parameter("houndloop", "MinPicturesPerClass")), None) == 0
+    assert labels.show(None) == 0
     assert "violet has 1 of the 5 pictures" in capsys.readouterr().out

@@ -12,13 +12,13 @@ Counts = tuple[int, int, int, int]
 def evaluation(
     both: int = 0, only_champion: int = 0, only_challenger: int = 0, neither: int = 0, *,
     classes: dict[str, Counts] | None = None, new: dict[str, tuple[int, int]] | None = None, champion: bool = True,
-    milliseconds: tuple[float, float] = (10.0, 10.0), settled: Counts | None = None,
+    missing: tuple[str, ...] = (), milliseconds: tuple[float, float] = (10.0, 10.0), settled: Counts | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One class, `beagle`, with so many test pictures that both, one or none of the models got right.
 
     `classes`: the same for several; `new`: (right, all) of classes that the champion does not know; without `champion`
-    every class is new; `milliseconds`: a picture's, of challenger and champion; `settled`: how many of the known
-    classes' pictures were in the champion's own test, where that is known.
+    every class is new; `missing`: classes that only the champion knows; `milliseconds`: a picture's, of challenger and
+    champion; `settled`: how many of the known classes' pictures were in the champion's own test, where that is known.
     """
     known = classes or {"beagle": (both, only_champion, only_challenger, neither)}
     numbers = itertools.count()
@@ -44,6 +44,7 @@ def evaluation(
         "champion": model(live, milliseconds[1]) if champion else None,
         "common_classes": sorted(known) if champion else [],
         "new_classes": sorted(new or {}) if champion else sorted({**known, **(new or {})}),
+        "missing_classes": sorted(missing),
         "common": total
         | {
             "challenger_correct": total["both"] + total["only_challenger"],

@@ -18,8 +18,8 @@ THRESHOLDS = Thresholds(
 )  # fmt: skip
 
 
-def verdict(**given: Any) -> dict[str, Any]:
-    return judge(evaluation(**given), CLEAN, THRESHOLDS)
+def verdict(left_out: dict[str, str] | None = None, **given: Any) -> dict[str, Any]:
+    return judge(evaluation(**given), CLEAN, THRESHOLDS, left_out or {})
 
 
 def failed(found: dict[str, Any]) -> list[str]:
@@ -148,7 +148,7 @@ def test_a_better_challenger_passes_with_few_pictures():
 def test_a_known_class_that_is_lost_blocks_although_all_others_hold():
     """Among a hundred classes, of which some would lose so many coins by chance."""
     classes = {f"class {number}": (9, 0, 0, 1) for number in range(99)} | {"pug": (0, 7, 0, 0)}
-    found = judge(evaluation(classes=classes), CLEAN, THRESHOLDS)
+    found = judge(evaluation(classes=classes), CLEAN, THRESHOLDS, {})
     assert failed(found) == ["no known class lost"]
     assert found["sentence"] == "known classes lost: pug (7 of 7 test pictures before, 0 now)"
     assert chance.mcnemar(7, 0) > 0.05 / 100 > chance.fisher(0, 7, 7, 7)
@@ -157,7 +157,7 @@ def test_a_known_class_that_is_lost_blocks_although_all_others_hold():
 @pytest.mark.parametrize("counts", [(0, 4, 0, 1), (2, 3, 0, 0), (4, 6, 0, 0)])
 def test_a_known_class_that_is_worse_by_chance_or_over_the_floor_does_not_block(counts):
     classes = {f"class {number}": (9, 0, 0, 1) for number in range(99)} | {"pug": counts}
-    assert judge(evaluation(classes=classes), CLEAN, THRESHOLDS)["promote"]
+    assert judge(evaluation(classes=classes), CLEAN, THRESHOLDS, {})["promote"]
 
 
 # --- Labels that changed since ---
@@ -166,7 +166,7 @@ def test_a_known_class_that_is_worse_by_chance_or_over_the_floor_does_not_block(
 def test_new_labels_that_are_wrong_cannot_speak_for_a_model_that_learnt_them():
     """Forty older test pictures, of which it loses ten; and forty new ones, of which only it gets twenty right."""
     given = evaluation(both=30, only_champion=10, only_challenger=20, neither=20, settled=(30, 10, 0, 0))
-    found = judge(given, CLEAN, THRESHOLDS)
+    found = judge(given, CLEAN, THRESHOLDS, {})
     assert found["change_on_common_classes"] > 0 and failed(found) == ["not worse on older pictures"]
     assert "25.0% worse than the champion on the 40 test pictures that were in the champion's own" in found["sentence"]
     assert found["sentence"].endswith(
@@ -176,18 +176,18 @@ def test_new_labels_that_are_wrong_cannot_speak_for_a_model_that_learnt_them():
 
 
 def test_new_pictures_that_the_champion_does_not_know_are_told_and_block_nothing():
-    found = judge(evaluation(both=42, only_challenger=38, settled=(40, 0, 0, 0)), CLEAN, THRESHOLDS)
+    found = judge(evaluation(both=42, only_challenger=38, settled=(40, 0, 0, 0)), CLEAN, THRESHOLDS, {})
     assert found["promote"] and "The champion agrees with 2 of 40 new" in found["sentence"]
 
 
 def test_a_few_new_pictures_that_it_gets_wrong_are_no_reason_to_doubt_labels():
-    found = judge(evaluation(both=42, only_challenger=2, settled=(40, 0, 0, 0)), CLEAN, THRESHOLDS)
+    found = judge(evaluation(both=42, only_challenger=2, settled=(40, 0, 0, 0)), CLEAN, THRESHOLDS, {})
     assert found["promote"] and found["doubts"] == [] and found["settled"]["n"] == 40
 
 
 @pytest.mark.parametrize("settled", [None, (0, 0, 0, 0), (80, 0, 0, 0)])
 def test_older_pictures_are_looked_at_apart_only_where_there_are_others(settled):
-    found = judge(evaluation(both=80, settled=settled), CLEAN, THRESHOLDS)
+    found = judge(evaluation(both=80, settled=settled), CLEAN, THRESHOLDS, {})
     assert found["settled"] is None and found["promote"]
 
 
@@ -217,13 +217,29 @@ def test_every_new_class_must_reach_the_floor():
 def test_a_new_class_without_test_pictures_has_shown_nothing():
     given = evaluation(both=90, new={"pug": (8, 10)})
     given["new_classes"].append("boxer")
-    found = judge(given, CLEAN, THRESHOLDS)
+    found = judge(given, CLEAN, THRESHOLDS, {})
     assert "boxer: 0 of 0" in found["sentence"]
 
 
 def test_a_sentence_names_few_of_many_classes():
     found = verdict(both=900, new={f"class {number:03}": (0, 3) for number in range(1000)})
     assert "and 995 more" in found["sentence"] and len(found["sentence"]) < 700
+
+
+@pytest.mark.parametrize("champion", [True, False], ids=["compared", "none of the classes left"])
+def test_a_class_that_is_still_labelled_is_not_lost_in_silence(champion):
+    why = "pug has 4 of the 5 pictures a class needs: 1 missing"
+    found = verdict(
+        {"pug": why, "husky": "new, too few"}, only_challenger=90, missing=("boxer", "pug"), champion=champion
+    )
+    assert failed(found) == ["no known class left out"] and not found["promote"]
+    assert found["sentence"] == f"the champion knows classes that are labelled and take no part: {why}"
+
+
+@pytest.mark.parametrize("champion", [True, False], ids=["compared", "none of the classes left"])
+def test_a_class_that_nobody_labels_any_more_may_go_and_is_named(champion):
+    found = verdict({"husky": "new, too few"}, only_challenger=90, missing=("boxer", "pug"), champion=champion)
+    assert found["promote"] and "and boxer, pug forgotten, which nobody labels any more; served" in found["sentence"]
 
 
 BLOCKING = {
@@ -234,12 +250,12 @@ BLOCKING = {
 
 
 def test_a_blocking_finding_blocks_whatever_the_figures():
-    found = judge(evaluation(both=100), BLOCKING, THRESHOLDS)
+    found = judge(evaluation(both=100), BLOCKING, THRESHOLDS, {})
     assert not found["promote"] and "ExplodingTensor" in found["sentence"]
 
 
 def test_a_training_that_was_not_evaluated_has_a_verdict_too():
-    found = judge(None, BLOCKING, THRESHOLDS)
+    found = judge(None, BLOCKING, THRESHOLDS, {})
     assert found["sentence"] == "blocking findings: ExplodingTensor; ended early: train loss nan"
     assert failed(found) == ["no blocking finding"]
 
@@ -255,14 +271,14 @@ def test_a_few_slow_pictures_are_no_slow_model():
     given = evaluation(both=100, milliseconds=(10.0, 10.0))
     for answer in given["challenger"]["predictions"][:45]:
         answer["ms"] = 100.0
-    assert judge(given, CLEAN, THRESHOLDS)["promote"]
+    assert judge(given, CLEAN, THRESHOLDS, {})["promote"]
 
 
 def test_pictures_that_could_not_be_read_have_no_time():
     given = evaluation(both=30)
     for model in ("challenger", "champion"):
         given[model]["predictions"][0] |= {"predicted": None, "ms": None}
-    assert judge(given, CLEAN, THRESHOLDS)["latency"]["pictures"] == 29
+    assert judge(given, CLEAN, THRESHOLDS, {})["latency"]["pictures"] == 29
 
 
 def test_the_precision_is_told_where_the_model_is_to_be_served():
@@ -274,7 +290,7 @@ def test_the_precision_is_told_where_the_model_is_to_be_served():
 def test_the_sentence_is_one_line_whatever_programs_say():
     given = evaluation(both=90)
     given["precision"]["reason"] = "served in f32; no bf16: Exception from core.cpp:1:\n\tnot\x07 supported"
-    assert judge(given, CLEAN, THRESHOLDS)["sentence"].endswith("no bf16: Exception from core.cpp:1: not supported")
+    assert judge(given, CLEAN, THRESHOLDS, {})["sentence"].endswith("no bf16: Exception from core.cpp:1: not supported")
 
 
 # --- The document ---
@@ -300,7 +316,7 @@ def test_it_lists_the_pictures_that_only_one_got_right():
     ids=["with a champion", "the first model", "not evaluated"],
 )
 def test_every_verdict_makes_a_page(given):
-    found = judge(evaluation(**given) if given else None, CLEAN if given else BLOCKING, THRESHOLDS)
+    found = judge(evaluation(**given) if given else None, CLEAN if given else BLOCKING, THRESHOLDS, {})
     page = document.page(found | {"run": "1", "dataset": "d" * 64, "champion": "0" if given else None})
     assert ("champion&#x27;s own test" in page or "champion's own test" in page) == bool(found.get("settled"))
     for check in found["checks"]:
@@ -338,6 +354,8 @@ def stack(monkeypatch):
 def ask(aws, context, given: dict[str, Any] | None, findings: dict[str, Any] = CLEAN) -> dict[str, Any]:
     if given:
         aws.s3.put_object(Bucket=aws.artifacts, Key="runs/1/evaluation/evaluation.json", Body=json.dumps(given))
+    left_out = {"classes": {"pug": "pug has 4 of the 5 pictures a class needs: 1 missing"}}
+    aws.s3.put_object(Bucket=aws.artifacts, Key=f"datasets/{'d' * 64}/left_out.json", Body=json.dumps(left_out))
     request = {
         "bucket": aws.artifacts, "run": "1", "dataset": "d" * 64, "champion": "0", "findings": findings,
         "evaluation": "runs/1/evaluation/evaluation.json" if given else None, "verdict": "runs/1/verdict.json",
@@ -357,6 +375,11 @@ def test_the_verdict_is_written_where_people_find_it(aws, context, stack):
     page = read("verdict.html")
     assert page["ContentType"].startswith("text/html") and b"promoted" in page["Body"].read()
     assert answer["document"] == f"s3://{aws.artifacts}/runs/1/verdict.html"
+
+
+def test_what_is_left_out_is_that_of_the_snapshot(aws, context, stack):
+    answer = ask(aws, context, evaluation(both=90, missing=("pug",)))
+    assert not answer["promote"] and "take no part: pug has 4 of the 5 pictures" in answer["sentence"]
 
 
 def test_a_training_that_was_not_evaluated_is_judged_by_its_findings(aws, context, stack):

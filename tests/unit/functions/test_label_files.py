@@ -227,6 +227,22 @@ def test_when_an_old_version_of_a_file_ends_while_the_new_one_is_read_the_readin
     assert found() == [("here/0.png", "boxer")] and bucket.source("labels/a.manifest")["status"] == "READ"
 
 
+def test_when_sending_breaks_off_the_event_comes_again_also_of_a_version_that_shows_again(bucket: Bucket, monkeypatch):
+    for number in (0, 1):
+        bucket.aws.s3.put_object(Bucket=bucket.name, Key=f"here/{number}.png", Body=picture(number))
+    bucket.put("labels/a.manifest", manifest([("here/0.png", "beagle")]))
+    newer = bucket.put("labels/a.manifest", manifest([("here/1.png", "boxer")]))
+    bucket.deliver_all()
+    bucket.erase("labels/a.manifest", newer)
+    with monkeypatch.context() as patch:
+        patch.setattr(files.inbox, "send", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            bucket.deliver(0, keep=True)
+    assert bucket.source("labels/a.manifest")["status"] == "READING"
+    bucket.deliver_all()
+    assert found() == [("here/0.png", "beagle")] and bucket.source("labels/a.manifest")["status"] == "READ"
+
+
 def test_a_file_that_is_exported_again_with_a_line_more_is_one_new_label(bucket: Bucket, monkeypatch):
     for n in range(3):
         bucket.aws.s3.put_object(Bucket=bucket.name, Key=f"here/{n}.png", Body=picture(n))
@@ -250,15 +266,15 @@ def test_a_picture_that_is_archived_is_named_and_trouble_that_passes_is_tried_ag
     bucket.deliver(0)
 
     def refused(code: str) -> Any:
-        def take(event: Any) -> None:
+        def fetch(event: Any) -> None:
             raise ClientError({"Error": {"Code": code}}, "GetObject")
 
-        return take
+        return fetch
 
-    monkeypatch.setattr(pictures, "take", refused("SlowDown"))
+    monkeypatch.setattr(pictures, "fetch", refused("SlowDown"))
     with pytest.raises(ClientError):
         bucket.deliver(0, keep=True)
-    monkeypatch.setattr(pictures, "take", refused("InvalidObjectState"))
+    monkeypatch.setattr(pictures, "fetch", refused("InvalidObjectState"))
     bucket.deliver_all()
     (line,) = bucket.report("labels/a.manifest")["rejected"]
     assert line == {"line": 1, "reason": "s3://pictures/here/0.png cannot be read: InvalidObjectState"}

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from botocore.client import BaseClient
+from botocore.exceptions import ClientError
 from PIL import Image
 
 from common import aws as aws_module
 from common import ledger, splits
 from common.events import ObjectEvent
+from common.objects import put_if_absent
 from register_labels import app as register
 from register_labels import pictures
 from snapshot_dataset import app as snapshot
@@ -129,6 +132,20 @@ def test_a_file_over_the_limit_is_no_label_and_is_not_fetched(aws, context, monk
     assert "larger than" in item(aws, "labelled/beagle/1.png")["reason"]
 
 
+@pytest.mark.parametrize("code", ["InvalidObjectState", "AccessDenied"])
+def test_a_picture_that_no_further_try_will_read_is_no_label(aws, context, monkeypatch, code):
+    def fetch(event: Any) -> None:
+        raise ClientError({"Error": {"Code": code}}, "GetObject")
+
+    monkeypatch.setattr(pictures, "fetch", fetch)
+    body = put(aws, "labelled/beagle/1.png", picture(1))
+    assert register.handler(events.sqs_batch(body), context) == {"batchItemFailures": []}
+    row = item(aws, "labelled/beagle/1.png")
+    assert (row["status"], row["reason"]) == (
+        "REJECTED", f"s3://{aws.bucket}/labelled/beagle/1.png cannot be read: {code}",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("key", "data", "reason"),
     [
@@ -146,6 +163,62 @@ def test_what_is_no_label_is_recorded_with_the_reason(aws, context, key, data, r
 def test_a_folder_marker_is_no_label(aws, context):
     register.handler(events.sqs_batch(events.object_created(aws.bucket, "labelled/beagle/", size=0)), context)
     assert ledger.read() is None
+
+
+def test_a_run_is_asked_for_again_as_long_as_labels_wait(aws, context):
+    def asked() -> int:
+        batch = aws.sqs.receive_message(QueueUrl=aws.queues["retrain"], MaxNumberOfMessages=10).get("Messages", [])
+        return len(batch)
+
+    body = put(aws, "labelled/beagle/1.png", picture(1))
+    for _ in range(2):
+        register.handler(events.sqs_batch(body), context)
+    assert asked() == 2, "who recorded it may have died before it could ask"
+    ledger.settle(1, "2026-11-22T12:00:00.000Z")
+    register.handler(events.sqs_batch(body), context)
+    assert asked() == 0
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the next calls of an operation fail with the codes given, one each; what is left of them."""
+    codes: list[str] = []
+    call = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+    def answer(self: Any, operation: str, request: dict[str, Any]) -> Any:
+        if codes and operation == codes[0].partition(" ")[0]:
+            raise ClientError({"Error": {"Code": codes.pop(0).partition(" ")[2]}}, operation)
+        return call(self, operation, request)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", answer)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    return codes
+
+
+def test_the_ledger_settles_although_a_label_is_being_written(aws, context, refuse):
+    label(aws, context, "beagle", range(2))
+    refuse += ["UpdateItem TransactionConflictException"] * 3
+    ledger.settle(2, "2026-11-22T12:00:00.000Z")
+    assert refuse == [] and ledger.read().waiting_since is None
+    refuse += ["UpdateItem AccessDeniedException"]
+    with pytest.raises(ClientError, match="AccessDenied"):
+        ledger.settle(2, "2026-11-22T12:00:00.000Z")
+
+
+def test_who_settles_late_makes_nothing_wait_that_another_settled(aws, context):
+    label(aws, context, "beagle", range(2))
+    ledger.settle(2, "2026-11-22T12:00:00.000Z")
+    ledger.settle(1, "2026-11-22T11:00:00.000Z")
+    assert ledger.read().waiting_since is None
+
+
+def test_who_writes_the_same_at_the_same_time_tries_again(aws, refuse):
+    refuse += ["PutObject ConditionalRequestConflict"] * 2
+    put_if_absent(aws.artifacts, "images/a", b"a")
+    assert refuse == [] and aws.s3.get_object(Bucket=aws.artifacts, Key="images/a")["Body"].read() == b"a"
+    refuse += ["PutObject ConditionalRequestConflict"] * 9
+    with pytest.raises(ClientError, match="ConditionalRequestConflict"):
+        put_if_absent(aws.artifacts, "images/b", b"b")
 
 
 def test_two_bursts_of_labels_make_one_run(aws, context, started):
@@ -174,7 +247,7 @@ def test_a_trained_dataset_is_not_trained_again(aws, context, started):
     label(aws, context, "boxer", range(20, 30))
     taken = snapshot.handler({}, context)
     assert not taken["trained"]
-    last = {"trained_at": taken["takenAt"], "classes": json.dumps(taken["classes"])}
+    last = {"hash": taken["hash"], "trained_at": taken["takenAt"]}
     for sk in (taken["hash"], "last"):
         aws.state.put_item(Item={"pk": "dataset", "sk": sk, **last})
     assert start.consider(ledger.read().revision) == "no labels wait", "a snapshot has them"

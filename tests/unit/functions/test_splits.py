@@ -207,10 +207,15 @@ def test_a_picture_that_would_join_two_splits_is_left_out_and_named():
     assert found.new_splits == splits.Splits()
 
 
+def test_a_class_of_which_every_picture_is_left_out_is_left_out_itself():
+    items = [label("a", "beagle"), label("b", "beagle"), label("b", "boxer")]
+    assert dataset.assemble(items, splits.Splits(), 1).left_out["boxer"].startswith("boxer has 0 of the 1 pictures")
+
+
 def test_a_message_holds_no_more_reasons_than_a_person_reads():
     items = [label(str(n), name, n) for n in range(50) for name in ("beagle", "boxer")]
     reasons = dataset.assemble(items, splits.Splits(), 2).reasons
-    assert len(reasons) == dataset.MOST_REASONS and reasons[-1] == "and 31 more (left_out.json has all)"
+    assert len(reasons) == dataset.MOST_REASONS and reasons[-1] == "and 33 more (left_out.json has all)"
 
 
 @settings(max_examples=20)

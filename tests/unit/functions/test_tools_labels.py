@@ -10,6 +10,7 @@ from PIL import Image
 
 from common import ledger
 from register_labels import app as register
+from snapshot_dataset import app as snapshot
 from tests.makers import events
 from tools import labels, stack
 
@@ -139,7 +140,7 @@ def test_show_says_what_a_run_would_learn_from_and_what_not_and_why(aws, context
     label(aws, context, "labelled/boxer/both.png", picture(22))
     label(aws, context, "labelled/beagle/notes.txt", b"hello")
     label(aws, context, "labels/a.csv", b"picture,class")
-    assert labels.show(outputs, 5, 20) == 0
+    assert labels.show(20) == 0
     told = capsys.readouterr().out
     rows = {line.split()[0]: line.split()[1:6] for line in told.splitlines() if line[:5] in ("beagl", "boxer", "pug  ")}
     assert rows["beagle"] == ["6", "6", "3", "1", "1"] and rows["boxer"] == ["6", "6", "3", "1", "1"]
@@ -150,12 +151,31 @@ def test_show_says_what_a_run_would_learn_from_and_what_not_and_why(aws, context
         "labelled/beagle/notes.txt: not an image",
         "labelled/beagle/both.png, s3://pictures/labelled/boxer/both.png: the same picture is labelled beagle and",
         "A run would learn from 10 pictures of 2 classes",
-        "Since the last run: 10 new pictures, 2 new classes: beagle, boxer.",
+        "The labels are reason for a run: the first run, on 10 pictures of 2 classes.",
     ):
         assert line in told, told
     assert ledger.contents().splits.of == {}, "showing decides nothing"
 
 
+def test_show_says_what_is_new_to_the_last_training_whatever_the_champion_knows(aws, context, outputs, capsys):
+    """A model that was rejected learned from its pictures, too: they start no other run."""
+    for name, first in (("beagle", 0), ("boxer", 10)):
+        for seed in range(first, first + 5):
+            label(aws, context, f"labelled/{name}/{seed}.png", picture(seed))
+    taken = snapshot.handler({}, context)
+    aws.state.put_item(Item={"pk": "dataset", "sk": "last", "hash": taken["hash"], "outcome": "REJECTED"})
+    aws.state.put_item(Item={"pk": "champion", "sk": "champion", "classes": '["beagle"]'})
+    label(aws, context, "labelled/boxer/new.png", picture(20))
+    labels.show(20)
+    told = capsys.readouterr().out
+    rows = {line.split()[0]: line.split()[1:3] for line in told.splitlines() if line[:6] in ("beagle", "boxer ")}
+    assert rows == {"beagle": ["5", "0"], "boxer": ["6", "1"]}
+    assert "The labels are reason for a run: 1 new picture of known classes, and 1 are enough." in told
+    aws.state.put_item(Item={"pk": "dataset", "sk": snapshot.handler({}, context)["hash"]})
+    labels.show(20)
+    assert "The labels start no run: this very dataset was trained already" in capsys.readouterr().out
+
+
 def test_show_before_there_is_anything(aws, outputs, capsys):
-    labels.show(outputs, 5, 20)
-    assert "Nothing to learn from yet: training needs two classes" in capsys.readouterr().out
+    labels.show(20)
+    assert "The labels start no run: training needs two classes" in capsys.readouterr().out

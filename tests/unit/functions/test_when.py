@@ -18,7 +18,7 @@ from common import aws as aws_module
 from common import clock, dataset, ledger, quiet, runs, state
 from common.events import ObjectEvent
 from start_retraining import app as start
-from start_retraining import decide
+from start_retraining import decide, worth
 from tests.makers import events
 
 MACHINE = "arn:aws:states:us-east-1:1:stateMachine:loop-retrain"
@@ -29,8 +29,8 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 # --- What is worth a run: pure functions ---
 
 
-def label(name: str, sha256: str, at: str = "2026-11-22T10:00:00.000Z") -> dict[str, Any]:
-    return {"class": name, "sha256": sha256, "registered_at": at}
+def label(name: str, sha256: str) -> dict[str, Any]:
+    return {"class": name, "sha256": sha256}
 
 
 def found(*labels: dict[str, Any]) -> Any:
@@ -39,29 +39,27 @@ def found(*labels: dict[str, Any]) -> Any:
     return dataset.Dataset([dataset.Picture(sha256, name, "train", "s3://b/k") for sha256, name in sorted(unique)])
 
 
-LAST = {"trained_at": "2026-11-22T11:00:00.000Z", "classes": ["beagle", "boxer"]}
 OLD = [label("beagle", "a"), label("boxer", "b")]
-LATER = "2026-11-22T11:30:00.000Z"
+LAST = found(*OLD)
 
 
-def news(*more: dict[str, Any], last: dict[str, Any] | None = LAST) -> decide.News:
-    labels = [*OLD, *more]
-    return decide.news(found(*labels), labels, last)
+def news(*more: dict[str, Any], last: dataset.Dataset | None = LAST) -> decide.News:
+    return decide.news(found(*OLD, *more), last)
 
 
 def test_new_classes_and_new_pictures_are_counted_apart():
-    counted = news(label("pug", "c", LATER), label("pug", "d"), label("beagle", "e", LATER))
+    counted = news(label("pug", "c"), label("pug", "d"), label("beagle", "e"))
     assert counted.new_classes == {"pug": 2} and counted.new_pictures == 1 and counted.pictures == 5
 
 
 def test_a_new_class_is_reason_enough():
-    assert decide.reason(news(label("pug", "c", LATER)), 10) == (True, "1 new class: pug (1)")
-    both = news(label("pug", "c", LATER), label("husky", "d"), label("boxer", "e", LATER))
+    assert decide.reason(news(label("pug", "c")), 10) == (True, "1 new class: pug (1)")
+    both = news(label("pug", "c"), label("husky", "d"), label("boxer", "e"))
     assert decide.reason(both, 10) == (True, "2 new classes: husky (1), pug (1); 1 new picture of known classes")
 
 
 def test_pictures_of_known_classes_must_be_enough():
-    two = news(label("boxer", "c", LATER), label("beagle", "d", LATER))
+    two = news(label("boxer", "c"), label("beagle", "d"))
     assert decide.reason(two, 2) == (True, "2 new pictures of known classes, and 2 are enough")
     learns, why = decide.reason(two, 5)
     assert not learns and why.startswith("2 new pictures of known classes, of the 5 that a run needs: 3 missing")
@@ -73,17 +71,28 @@ def test_the_first_run_needs_neither():
 
 def test_what_the_gate_could_only_reject_is_no_reason_for_a_run():
     pictures = [dataset.Picture(f"{n}", "x", "test" if n % 5 == 0 else "train", "o") for n in range(50)]
-    assert decide.why_not_to_be_judged(dataset.Dataset(pictures), 10) is None
-    why = decide.why_not_to_be_judged(dataset.Dataset(pictures), 12)
+    assert decide.why_not_to_be_judged(dataset.Dataset(pictures), [], 10) is None
+    why = decide.why_not_to_be_judged(dataset.Dataset(pictures), [], 12)
     assert why and why.startswith(
         "10 test pictures of the 12 that the gate needs to judge a model: label about 10 more"
     )
 
 
+def test_only_pictures_count_with_which_a_model_could_be_judged():
+    """A hundred test pictures of new classes help nobody where the champion is compared on the old ones."""
+    pictures = [dataset.Picture(f"{n}", "new" if n % 2 else "old", "test", "o") for n in range(20)]
+    why = decide.why_not_to_be_judged(dataset.Dataset(pictures), ["old", "older"], 12)
+    assert why and why.startswith("10 test pictures of classes that the live model knows of the 12 that the gate needs")
+    assert decide.why_not_to_be_judged(dataset.Dataset(pictures), ["old"], 10) is None
+    assert decide.why_not_to_be_judged(dataset.Dataset(pictures), ["older"], 12) is None, "nothing to compare"
+
+
 def test_what_is_labelled_again_is_not_new_and_what_is_moved_is():
-    assert news(label("beagle", "a", LATER)).new_pictures == 0, "a copy, in the same class"
-    moved = [label("beagle", "a"), label("boxer", "x", LATER)]  # x was a beagle until then
-    assert decide.news(found(*moved), moved, LAST).new_pictures == 1
+    assert news(label("beagle", "a")).new_pictures == 0, "a copy, in the same class"
+    moved = found(label("beagle", "a"), label("boxer", "x"))  # x was a beagle until then
+    last = found(label("beagle", "a"), label("beagle", "x"), label("boxer", "b"))
+    assert decide.news(moved, last).new_pictures == 1
+    assert decide.news(last, moved).new_pictures == 2, "and back again; b is new to it, whenever it was labelled"
 
 
 @given(st.integers(0, 9000), st.integers(0, 9000), st.integers(1, 4000), st.integers(1, 4000))
@@ -265,6 +274,7 @@ class World:
     quiet_starts: list[bool] = field(default_factory=list)
     trouble: Iterator[int] = field(default_factory=lambda: itertools.repeat(9))  # how the runs end
     inside: set[str] = field(default_factory=set)
+    last: Any = None  # what was trained
 
     def at(self, seconds: float) -> datetime:
         return NOON + timedelta(seconds=seconds)
@@ -334,7 +344,7 @@ class World:
     def label(self, count: int, duplicates: int = 0) -> None:
         """One batch of register_labels, whose message SQS may deliver more than once."""
         for _ in range(count):
-            self.labels.append(label("x", f"{len(self.labels)}", self.iso(self.now)))
+            self.labels.append(label("x", f"{len(self.labels)}"))
             self.revision, self.changed = self.revision + 1, self.now
             self.waiting = self.waiting or self.iso(self.now)
         for _ in range(1 + duplicates):
@@ -382,8 +392,8 @@ class World:
             self.sfn.statuses[name] = "FAILED" if outcome == "FAILED" else "SUCCEEDED"
             self.put("run", f"{began}", {"began": self.at(began), "outcome": outcome})
             if outcome != "FAILED" and taken_at is not None:
-                last = {"trained_at": self.iso(taken_at), "classes": '["x", "y"]'}
-                self.put("dataset", "last", last)
+                labels = next(labels for at, labels, whose in self.snapshots if (at, whose) == (taken_at, name))
+                self.last = self.assemble(self.labels[:labels])
             self.end(name)
 
         self.later(2, take)
@@ -416,11 +426,12 @@ def live(world: World) -> pytest.MonkeyPatch:
     patch.setattr(clock, "now", lambda: world.at(world.now))
     patch.setattr(ledger, "read", world.read)
     patch.setattr(ledger, "settle", world.settle)
-    other = label("y", "y", world.iso(-1e6))
+    other = label("y", "y")
     patch.setattr(ledger, "contents", lambda: SimpleNamespace(labels=[*world.labels, other], splits=None))
     patch.setattr(dataset, "assemble", lambda labels, *_: world.assemble(labels[:-1]))
     patch.setattr(state, "get", world.get)
     patch.setattr(state, "put", world.put)
+    patch.setattr(worth, "last_training", lambda: (world.last, ""))
     patch.setattr(runs, "_begun_since", world.begun_since)
     return patch
 
@@ -536,9 +547,24 @@ def test_more_runs_than_a_day_may_have_wait_for_the_next():
     assert world.snapshots[-1][1] == 50
 
 
+def trained(aws: Any, what: dataset.Dataset) -> None:
+    aws.s3.put_object(Bucket=aws.artifacts, Key=f"datasets/{what.hash}/manifest.jsonl", Body=what.manifest().encode())
+    state.put("dataset", "last", {"hash": what.hash})
+
+
+def test_a_manifest_that_somebody_deleted_keeps_no_run_from_starting(aws, monkeypatch):
+    monkeypatch.setenv("GATE_MIN_TEST_PICTURES", "0")
+    trained(aws, LAST)
+    assert worth.last_training() == (LAST, "")
+    state.put("dataset", "last", {"hash": "gone"})
+    learns, why, facts = worth.worth_a_run(found(*OLD))
+    assert learns and facts["first"]
+    assert why.endswith("is not known: there is no s3://artifacts/datasets/gone/manifest.jsonl)")
+
+
 def test_every_decision_is_kept_with_its_counts_and_reason(aws, sfn, monkeypatch):
-    labels = [label("beagle", "a"), label("boxer", "b"), label("pug", "c", LATER)]
-    state.put("dataset", "last", LAST | {"classes": json.dumps(LAST["classes"])})
+    labels = [label("beagle", "a"), label("boxer", "b"), label("pug", "c")]
+    trained(aws, LAST)
     monkeypatch.setattr(ledger, "contents", lambda: SimpleNamespace(labels=labels, splits=None))
     monkeypatch.setattr(dataset, "assemble", lambda *_: found(*labels))
     monkeypatch.setenv("GATE_MIN_TEST_PICTURES", "1")
@@ -560,7 +586,7 @@ def test_every_decision_is_kept_with_its_counts_and_reason(aws, sfn, monkeypatch
     ledger.settle(2, clock.iso(clock.now()))
     assert start.consider(2) == "no labels wait"
 
-    state.put("dataset", "last", LAST | {"classes": '["beagle", "boxer", "pug"]', "trained_at": LATER})
+    trained(aws, dataset.Dataset([*found(*labels).pictures, dataset.Picture("d", "pug", "test", "o")]))
     entry = change(3)
     assert start.consider(entry.revision).startswith("no run: 0 new pictures")
     kept = state.get("decision", "last")

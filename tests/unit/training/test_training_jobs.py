@@ -237,6 +237,7 @@ def test_evaluation_compares_by_class_name(trained, snapshot, tmp_path):
     assert challenger["accuracy"] == sum(c["correct"] for c in challenger["per_class"].values()) / 9
     assert challenger["latency_ms_p50"] > 0
     assert result["common_classes"] == ["dots", "stripes"] and result["new_classes"] == ["plain"]
+    assert result["missing_classes"] == ["cat"], "what no test picture shows"
     assert result["champion"]["per_class"].keys() == {"dots", "stripes"}
     common = result["common"]
     for who, name in itertools.product(("challenger", "champion"), ("dots", "stripes")):
@@ -257,6 +258,7 @@ def test_evaluation_without_champion_and_with_a_broken_archive(trained, snapshot
     run("evaluate.py", *places, "--challenger", archive, "--precision", "int8", opt_ml=tmp_path)
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert result["champion"] is None and result["common"] is None and result["new_classes"] == sorted(PATTERNS)
+    assert result["missing_classes"] == []
     assert result["challenger"]["precision"] == result["precision"]["chosen"] == "int8"
     pack(trained[0] / "model", archive, leave_out="model.bin")
     assert "model.bin missing" in run("evaluate.py", *places, "--challenger", archive, opt_ml=tmp_path, code=1)
