@@ -146,7 +146,7 @@ def _label(bucket: str, line: formats.Line, seen: dict[tuple[str, str], ledger.I
     except BrokenImage as reason:
         return str(reason)
     except ClientError as error:
-        if aws.code(error) in pictures.UNREADABLE:
+        if aws.code(error) in (pictures.ARCHIVED, "AccessDenied", "403"):  # files may name what is not ours to read
             return pictures.unreadable(bucket, line.key, error)
         if aws.code(error) not in GONE:
             raise

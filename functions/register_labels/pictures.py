@@ -11,14 +11,14 @@ from common.events import ObjectEvent
 from common.objects import fetch, put_if_absent
 from preprocessing import BrokenImage, decode
 
-# S3's answers about an object that no further try will read: archived, or under a key that the function may not use.
-UNREADABLE = {"InvalidObjectState", "AccessDenied", "403"}
+ARCHIVED = "InvalidObjectState"  # S3's answer about an object that no further try will read
 
 
 def take(event: ObjectEvent) -> tuple[str, str] | None:
     """Keep the picture under its content's hash; returns that and its difference hash, None where it is gone.
 
-    BrokenImage with the reason where it is no picture, or none that any further try will read.
+    BrokenImage with the reason where it is no picture, or none that any further try will read. What the function may
+    not read is trouble for now: somebody can put the permissions right, and send the dead letters again.
     """
     most = int(os.environ["MAX_IMAGE_BYTES"])
     if event.size > most:
@@ -26,7 +26,7 @@ def take(event: ObjectEvent) -> tuple[str, str] | None:
     try:
         data = fetch(event)
     except ClientError as error:
-        if aws.code(error) not in UNREADABLE:
+        if aws.code(error) != ARCHIVED:
             raise
         raise BrokenImage(unreadable(event.bucket, event.key, error)) from error
     if data is None:
