@@ -12,7 +12,7 @@ from local.emulator import Emulator
 from local.stack import Stack
 from tests.integration.test_ingestion import until
 from tests.makers import pictures
-from tests.unit.functions.test_label_files import manifest
+from tests.makers.labels import manifest
 from tools import labels
 
 

@@ -23,6 +23,7 @@ from common.errors import OutOfTime
 from register_labels import app as register
 from register_labels import files, formats, pictures
 from tests.makers import events
+from tests.makers.labels import manifest
 
 sequencers = (f"{n:06X}" for n in itertools.count(1))
 
@@ -99,21 +100,6 @@ class Bucket:
 @pytest.fixture
 def bucket(aws: SimpleNamespace) -> Bucket:
     return Bucket(aws)
-
-
-def manifest(labels: list[tuple[str, str]], bucket: str = "pictures") -> bytes:
-    """What Ground Truth writes of (key, class)."""
-    return b"".join(
-        json.dumps(
-            {
-                "source-ref": f"s3://{bucket}/{key}",
-                "breed": 0,
-                "breed-metadata": {"class-name": name, "type": formats.CLASSIFICATION, "confidence": 0.0},
-            }
-        ).encode()
-        + b"\n"
-        for key, name in labels
-    )
 
 
 def found(prefix: str = "") -> list[tuple[str, str]]:
