@@ -1,7 +1,7 @@
 """A long life of the system, by itself: from three classes to eight, with what goes wrong in between.
 
     python -m benchmarks.seasons
-    python -m benchmarks.seasons --labelled 60 --seed 3 --output /tmp/seasons.html
+    python -m benchmarks.seasons --labelled 120 --seed 3 --output /tmp/seasons.html
 
 Deploys the stack into the local AWS and lets it live through a year in rounds. Pictures of dogs are drawn (the class is
 the pattern of the coat), labelled, dropped into the inbox; every training is a real one, from random weights. Between
@@ -51,7 +51,7 @@ from local.stack import Stack
 
 FIRST = ("brindle", "saddle", "spotted")
 LATER = ("solid", "belted", "merle", "tuxedo", "piebald")
-LABELLED, HELD_OUT, INBOX = 60, 40, 120
+LABELLED, HELD_OUT, INBOX = 80, 40, 120
 MARGIN = 0.05
 PARAMETERS = {
     "PretrainedWeights": "none",
