@@ -3,7 +3,7 @@
     python -m benchmarks.seasons
     python -m benchmarks.seasons --labelled 120 --seed 3 --output /tmp/seasons.html
 
-Deploys the stack into the local AWS and lets it live through a year in rounds. Pictures of dogs are drawn (the class is
+Deploys the stack into the local AWS and lets it live, round by round. Pictures of dogs are drawn (the class is
 the pattern of the coat), labelled, dropped into the inbox; every training is a real one, from random weights. Between
 the new classes: labels of a sync that shifted the folders by one, their repair, a run that is killed in mid-training
 and one that is killed in mid-deployment, a release of the serving image that answers half of its requests with 500,
@@ -157,6 +157,7 @@ class Life:
         self.rounds: list[Round] = []
         self.dropped: dict[str, Picture] = {}
         self.failed_by_release = 0
+        self._known: set[str] = set()  # executions there were before something that may start one
         self.drawn = 0
 
     # --- the hands ---
@@ -263,13 +264,11 @@ class Life:
 
     def run_of_labels(self, now: Round) -> str:
         """The run that the labels start."""
-        known = self._known
-        seconds = START_SECONDS
 
         def started() -> str | None:
-            return next((arn for arn in self.loop.executions() if arn not in known), None)
+            return next((arn for arn in self.loop.executions() if arn not in self._known), None)
 
-        return str(self.wait("a run starts", started, seconds))
+        return str(self.wait("a run starts", started, START_SECONDS))
 
     def learn(self, *names: str) -> Callable[[Round], str]:
         """Labels classes, and waits for the run."""
