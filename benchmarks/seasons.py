@@ -1,7 +1,7 @@
 """A long life of the system, by itself: from three classes to eight, with what goes wrong in between.
 
     python -m benchmarks.seasons
-    python -m benchmarks.seasons --labelled 120 --seed 3 --output /tmp/seasons.html
+    python -m benchmarks.seasons --labelled 200 --seed 3 --output /tmp/seasons.html
 
 Deploys the stack into the local AWS and lets it live, round by round. Pictures of dogs are drawn (the class is
 the pattern of the coat), labelled, dropped into the inbox; every training is a real one, from random weights. Between
@@ -49,9 +49,11 @@ from local.demo.progress import Display, RunWatcher
 from local.emulator import CHECKOUT, Emulator
 from local.stack import Stack
 
-FIRST = ("brindle", "saddle", "spotted")
-LATER = ("solid", "belted", "merle", "tuxedo", "piebald")
-LABELLED, HELD_OUT, INBOX = 80, 40, 120
+# Those that are hardest to tell apart come first: a class that looks like an older one costs that one pictures, rightly,
+# and whether the gate's margin holds would then be chance.
+FIRST = ("saddle", "solid", "spotted")
+LATER = ("brindle", "belted", "merle", "tuxedo", "piebald")
+LABELLED, HELD_OUT, INBOX = 120, 40, 120
 MARGIN = 0.05
 PARAMETERS = {
     "PretrainedWeights": "none",
@@ -69,7 +71,6 @@ PARAMETERS = {
     "DriftMinPictures": "100",
     "EndpointInstanceCount": "2",
     "EndpointTargetInvocations": "100000",
-    "LatencyAlarmMilliseconds": "3000",  # two cores train, classify and draw at once
 }
 RUN_SECONDS, START_SECONDS, SETTLE_SECONDS = 1200.0, 120.0, 240.0
 BAD_RELEASE = """
@@ -499,9 +500,9 @@ def plot(rounds: list[Round], path: Path) -> None:
         )  # fmt: skip
     labels = [f"{one.number}. {one.title}<br><b>{one.decided}</b>" for one in rounds]
     figure.update_layout(
-        title="A life of the loop: accuracy on pictures that it never sees", template="plotly_white", height=760,
-        xaxis={"tickvals": at, "ticktext": labels, "tickangle": 55}, yaxis={"tickformat": ".0%", "range": [0, 1.02]},
-        margin={"b": 330}, legend={"orientation": "h", "y": 1.06},
+        title="A life of the loop: accuracy on pictures that it never sees", template="plotly_white", height=820,
+        xaxis={"tickvals": at, "ticktext": labels, "tickangle": 55}, yaxis={"tickformat": ".0%", "range": [0, 1.03]},
+        margin={"b": 330, "t": 130}, legend={"orientation": "h", "y": 1.05, "yanchor": "bottom"},
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.write_html(path, include_plotlyjs=True)

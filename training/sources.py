@@ -1,6 +1,7 @@
 """Where training gets its batches: pictures for convolutions, or the features that a frozen backbone makes of them.
 
-Both have `steps_per_epoch`, `train(epoch, start)`, which goes on from any batch of any epoch, and `evaluation(split)`.
+Both have `steps_per_epoch`, `train(epoch, start)`, which goes on from any batch of any epoch, `evaluation(split)`, and
+`sample(epoch)`: inputs of train as they are evaluated.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import data
 from data import Split
 
 EVALUATED = 64  # pictures at once; nothing is learnt from them, so it is only a matter of memory
+SAMPLE = 512  # pictures whose statistics stand for all
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -56,6 +58,14 @@ class Pictures:
 
         yield from data.prefetch(read, range(len(chunks)), self.options.loader_workers)
 
+    def sample(self, epoch: int) -> Iterator[torch.Tensor]:
+        """Some training pictures, other ones in each epoch, in the central crop."""
+        options = self.options
+        order = torch.randperm(len(self.split), generator=seeded(options.seed, epoch))[:SAMPLE]
+        for at in data.chunks(order, EVALUATED):
+            images, _ = data.augment(self.split.read(at), options.image_size, "none", torch.empty(0))
+            yield self.normalise(self.send(images))
+
     def send(self, batch: torch.Tensor) -> torch.Tensor:
         """To the device; from pinned memory, which CUDA copies while it computes."""
         if self.device.type != "cuda":
@@ -96,3 +106,7 @@ class Features:
     def evaluation(self, split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if len(split):
             yield self.splits[id(split)]
+
+    def sample(self, epoch: int) -> Iterator[torch.Tensor]:
+        """Nothing: a head has no BatchNorm."""
+        return iter(())

@@ -112,6 +112,27 @@ def train_one_epoch(learner: Learner, source: Any, state: State, interrupted: Ca
     return state.step >= source.steps_per_epoch
 
 
+def renew_statistics(trained: nn.Module, batches: Iterator, precision: Precision) -> None:
+    """BatchNorm's means and variances anew, over batches of inputs, where it is in training mode.
+
+    What it gathers while it learns lags behind the weights, is mostly of the last few batches, and of augmented crops,
+    in which things are larger than in the central crops that are judged and served. See Wu and Johnson, Rethinking
+    "Batch" in BatchNorm (2021), section 3, and Touvron et al., Fixing the train-test resolution discrepancy (2019).
+    """
+    layers = [module for module in trained.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over all batches
+    with torch.no_grad(), precision.autocast():
+        for inputs in batches:
+            trained(inputs)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+
+
 def evaluate(
     trained: nn.Module, batches: Iterator, criterion: nn.Module, precision: Precision
 ) -> tuple[float, float, torch.Tensor]:

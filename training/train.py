@@ -45,6 +45,7 @@ from steps import (
     evaluate,
     metric_line,
     past_its_best,
+    renew_statistics,
     train_one_epoch,
 )
 
@@ -178,9 +179,10 @@ def train(options: argparse.Namespace) -> bool:
                 print(f"stopped by SIGTERM in epoch {state.epoch + 1}; checkpoint: {checkpoint.path}", flush=True)
                 return False
 
-            trained.eval()
             if profile:
                 profile.pause()
+            renew_statistics(trained, source.sample(state.epoch), precision)
+            trained.eval()
             loss, accuracy, _ = evaluate(trained, source.evaluation(prepared.validation), criterion, precision)
             seconds = state.seconds + time.perf_counter() - begun
             metrics = state.end_epoch(loss, accuracy, rate, seconds)

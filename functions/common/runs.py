@@ -75,15 +75,7 @@ def _another_run() -> Obstacle | None:
     aws.client("lambda").invoke(
         FunctionName=os.environ["END_RUN_FUNCTION"],
         InvocationType="Event",
-        Payload=json.dumps(
-            {
-                "detail": {
-                    "executionArn": holder,
-                    "status": status,
-                    "stateMachineArn": os.environ["RETRAIN_STATE_MACHINE"],
-                }
-            }
-        ),
+        Payload=json.dumps({"detail": {"executionArn": holder}}),
     )
     why = f"{_name(holder)} has ended ({status}) with the lock, and is cleaned up after"
     return Obstacle(why, CLEAN_UP_SECONDS, holder)

@@ -1,7 +1,7 @@
 """Ends what a run left that could not end by itself: one that failed, was aborted or timed out.
 
 EventBridge tells of it ('Step Functions Execution Status Change'), because Catch cannot see an execution's own end; and
-whoever finds the lock held by an execution that is dead may call it with the same event. EventBridge delivers these on
+whoever finds the lock held by an execution that is dead may call it with the same detail. EventBridge delivers these on
 a best-effort basis, so every hour it looks at the lock by itself. It may die anywhere and be called again, because the
 lock goes last: jobs are stopped, run and deployment recorded, people told, and then the lock is freed. A run that died
 in the middle of a deployment leaves it to a recovery, which is an execution of the same workflow: it waits until the

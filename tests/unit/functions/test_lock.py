@@ -98,7 +98,6 @@ class Run:
         action = resource.removeprefix("arn:aws:states:::")
         table = self.world.table
         if action == "lambda:invoke":
-            assert arguments["Payload"]["detail"]["stateMachineArn"] == MACHINE
             self.world.end_run(arguments["Payload"]["detail"]["executionArn"])
             return {"Payload": {}}
         if action == "aws-sdk:sfn:describeExecution":

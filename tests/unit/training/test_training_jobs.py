@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import data
 import preprocessing
 from predictor import Predictor
 from preprocessing import Preprocess
@@ -70,6 +71,14 @@ def test_a_dataset_that_cannot_be_trained_on_is_refused(tmp_path, change, reason
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     manifest.write_text("\n".join(json.dumps(row) for row in change(rows)))
     assert reason in prepare(folder, tmp_path / "out", code=1)
+
+
+def test_the_models_statistics_are_those_of_pictures_as_they_are_served(trained, prepared):
+    found = torch.load(trained[0] / "model" / "weights.pt", weights_only=True)
+    of_train = torch.from_numpy(np.array(data.load(prepared).train.images[:, 2:34, 2:34]))
+    inputs = data.Normalise(Preprocess.default(32), torch.device("cpu"))(of_train)
+    first = torch.nn.functional.conv2d(inputs, found["conv1.weight"], stride=2, padding=3)
+    torch.testing.assert_close(found["bn1.running_mean"], first.mean((0, 2, 3)), atol=5e-3, rtol=0)
 
 
 def test_the_log_has_a_metric_line_each_epoch_and_ends_with_the_best(trained):

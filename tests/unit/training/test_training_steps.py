@@ -12,7 +12,16 @@ import precision
 from arguments import TrainingError
 from checkpoint import State
 from precision import Precision, half
-from steps import BalancedLoss, Learner, better, class_weights, diverged, past_its_best, train_one_epoch
+from steps import (
+    BalancedLoss,
+    Learner,
+    better,
+    class_weights,
+    diverged,
+    past_its_best,
+    renew_statistics,
+    train_one_epoch,
+)
 
 CPU = torch.device("cpu")
 
@@ -150,6 +159,23 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_training():
     assert past_its_best(State(history=[epoch(5, 0.8)], best=state.best), 3) == "no better epoch than 2 for 3 epochs"
     assert "no finite number" in diverged(State(history=[epoch(3, 0.8, float("inf"))]))
     assert diverged(State(history=[epoch(3, 0.8)])) == ""
+
+
+def test_statistics_are_those_of_the_sample_and_frozen_layers_keep_theirs():
+    torch.manual_seed(0)
+    trained = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    stale, frozen, _ = trained
+    for layer in (stale, frozen):  # as an epoch on other pictures leaves them
+        layer.running_mean.fill_(9.0)
+    trained.train()
+    frozen.eval()
+    inputs = 4 * torch.randn(6, 3, 5, 5) + 2
+    renew_statistics(trained, iter(inputs.split(3)), Precision(CPU, "float32"))
+    torch.testing.assert_close(stale.running_mean, inputs.mean((0, 2, 3)))
+    of_batches = [part.var((0, 2, 3)) for part in inputs.split(3)]
+    torch.testing.assert_close(stale.running_var, sum(of_batches) / 2)
+    assert (frozen.running_mean == 9).all() and stale.momentum == 0.1
+    assert all(parameter.grad is None for parameter in trained.parameters())
 
 
 def test_folded_batchnorm_changes_no_answer():
