@@ -337,7 +337,7 @@ class World:
             self.starts.append((self.now, name))
             self.begin(name)
         while self.sfn.ended:
-            self.end(self.sfn.ended.pop()["executionArn"].rpartition(":")[2])
+            self.end(self.sfn.ended.pop().rpartition(":")[2])
 
     # What people and runs do
 
