@@ -49,8 +49,8 @@ from local.demo.progress import Display, RunWatcher
 from local.emulator import CHECKOUT, Emulator
 from local.stack import Stack
 
-# Those that are hardest to tell apart come first: a class that looks like an older one costs that one pictures, rightly,
-# and whether the gate's margin holds would then be chance.
+# Those that are hardest to tell apart come first: a class that looks like an older one takes some of its pictures, and
+# whether the gate's margin holds would then be chance.
 FIRST = ("saddle", "solid", "spotted")
 LATER = ("brindle", "belted", "merle", "tuxedo", "piebald")
 LABELLED, HELD_OUT, INBOX = 120, 40, 120
