@@ -75,8 +75,7 @@ def test_a_dead_run_is_ended_before_the_lock_is_tried_again_and_not_for_ever(wor
     why, visited = refused(workflow)
     assert why == f"another run holds the lock: {holder} (SUCCEEDED)"
     assert visited.count("TakeLock") == 5 and visited.count("EndHolder") == 4 and "PublishSources" not in visited
-    detail = workflow.arguments("EndHolder")["Payload"]["detail"]
-    assert (detail["executionArn"], detail["status"]) == (holder, "SUCCEEDED") and ":stateMachine:" in str(detail)
+    assert workflow.arguments("EndHolder")["Payload"] == {"detail": {"executionArn": holder}}
     assert workflow.item("lock", "lock") == item
 
 
@@ -92,7 +91,7 @@ def test_a_holder_that_step_functions_does_not_know(workflow: Workflow, since: s
     why, visited = refused(workflow)
     assert why.endswith("(unknown to Step Functions)") and ("EndHolder" in visited) == ended
     if ended:
-        assert workflow.arguments("EndHolder")["Payload"]["detail"]["status"] == "ABORTED"
+        assert workflow.arguments("EndHolder")["Payload"] == {"detail": {"executionArn": item["holder"]}}
 
 
 def test_who_started_a_run_and_why_is_recorded(workflow: Workflow):
