@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 import pytest
+from openvino import opset13 as ops
 
 from predictor import FILES, BadArtifact, Predictor, obstacle
 from preprocessing import Preprocess
@@ -137,6 +138,33 @@ def test_a_signal_is_survived_after_predictors_that_went_in_the_order_they_came(
         "signal.raise_signal(signal.SIGTERM)"
     )
     assert in_a_process(code, str(make_artifact(tmp_path))) == "survived\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what a process holds of a file is read from Linux")
+def test_a_worker_holds_the_weights_once(tmp_path):
+    """In the order that the processor takes them in; what was read of the file goes back, and answers stay."""
+    make_artifact(tmp_path)
+    weights = np.random.default_rng(0).normal(0, 0.05, (256, 256, 3, 3)).astype(np.float32)
+    images = ops.parameter([-1, 32, 32, 3], np.uint8, name="images")
+    found = ops.transpose(ops.convert(images, "f32"), np.array([0, 3, 1, 2]))
+    for kernel in (weights[:, :3], weights):
+        found = ops.relu(ops.convolution(found, ops.constant(kernel.copy()), [1, 1], [1, 1], [1, 1], [1, 1]))
+    last = ops.constant(weights[:, :3, 0, 0].copy())
+    scores = ops.matmul(ops.reduce_mean(found, np.array([2, 3])), last, False, False)
+    model = ov.Model([ops.softmax(scores, 1)], [images], "convolutions")
+    ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
+    code = (
+        "import re, sys, numpy as np; from predictor import Predictor; from pathlib import Path\n"
+        "predictor = Predictor(sys.argv[1])\n"
+        "grey = np.full((1, 32, 32, 3), 127, np.uint8)\n"
+        "first = predictor.predict(grey)\n"
+        "assert np.array_equal(first, predictor.predict(grey))\n"
+        "held = re.findall(r'model[.]bin\\n(?:.*\\n)*?Rss: +([0-9]+) kB', Path('/proc/self/smaps').read_text())\n"
+        "print(len(held), sum(map(int, held)))"
+    )
+    mapped, held = map(int, in_a_process(code, str(tmp_path)).split())
+    size = (tmp_path / "model.bin").stat().st_size
+    assert mapped and held * 1024 < size / 4, (mapped, held, size)
 
 
 def test_nothing_reports_over_the_network():
