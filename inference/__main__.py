@@ -1,7 +1,7 @@
 """The serving container's command: `python inference serve`.
 
 A supervisor, which stays small, starts a front that speaks HTTP and a worker for each core, and puts back workers that
-die. The model is memory-mapped and so shared by the workers.
+die. The model's file is memory-mapped: workers share what they read of it, and keep only what they compute with.
 """
 
 from __future__ import annotations

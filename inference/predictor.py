@@ -55,16 +55,16 @@ def drop_pages(file: Path) -> None:
     """Let go of what this process read of a memory-mapped file: it comes back from the page cache when it is wanted.
 
     A compiled model has weights of its own, ordered for the processor, and OpenVINO keeps the file mapped beside them:
-    a quarter of a worker's memory. Elsewhere than on Linux nothing happens.
+    as much memory again. Elsewhere than on Linux nothing happens.
     """
-    maps = Path("/proc/self/maps")
+    maps, path = Path("/proc/self/maps"), str(file.resolve())
     if not maps.exists():
         return
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for line in maps.read_text(errors="replace").splitlines():
         addresses, access, *_, name = line.split(maxsplit=5)
-        if name == str(file.resolve()) and "w" not in access:  # what was written would be lost
+        if name == path and "w" not in access:  # what was written would be lost
             begin, end = (int(address, 16) for address in addresses.split("-"))
             madvise(begin, end - begin, mmap.MADV_DONTNEED)
 
