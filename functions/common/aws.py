@@ -1,6 +1,7 @@
 """The clients and tables of a function: made at first use, kept for as long as the function is warm."""
 
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -38,6 +39,12 @@ def code(error: ClientError) -> str:
     return error.response["Error"]["Code"]
 
 
-def is_conditional(error: ClientError) -> bool:
-    """The condition of a conditional write did not hold."""
-    return code(error) == "ConditionalCheckFailedException"
+def holds(write: Callable[..., Any], **request: Any) -> bool:
+    """Do a conditional write; says no where its condition does not hold."""
+    try:
+        write(**request)
+    except ClientError as error:
+        if code(error) != "ConditionalCheckFailedException":
+            raise
+        return False
+    return True

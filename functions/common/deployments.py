@@ -1,4 +1,4 @@
-"""The deployments in the LoopState table, `deployment/<number>`, as end_run and clean_up need them."""
+"""The deployments in the LoopState table, `deployment/<number>`, and what SageMaker has of them."""
 
 from typing import Any
 
@@ -20,16 +20,13 @@ def latest(count: int) -> list[state.Item]:
 
 def end(deployment: state.Item, outcome: str, message: str, at: str) -> None:
     """Record how a deployment in progress ended; one that has ended stays as it is."""
-    try:
-        state.table().update_item(
-            Key={"pk": "deployment", "sk": deployment["sk"]},
-            UpdateExpression="SET outcome = :outcome, message = :message, ended_at = :at",
-            ConditionExpression="outcome = :progress",
-            ExpressionAttributeValues={":outcome": outcome, ":message": message, ":at": at, ":progress": "IN_PROGRESS"},
-        )
-    except ClientError as error:
-        if not aws.is_conditional(error):
-            raise
+    aws.holds(
+        state.table().update_item,
+        Key={"pk": "deployment", "sk": deployment["sk"]},
+        UpdateExpression="SET outcome = :outcome, message = :message, ended_at = :at",
+        ConditionExpression="outcome = :progress",
+        ExpressionAttributeValues={":outcome": outcome, ":message": message, ":at": at, ":progress": "IN_PROGRESS"},
+    )
 
 
 def endpoint(name: str) -> dict[str, Any] | None:

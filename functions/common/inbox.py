@@ -20,14 +20,14 @@ def queue_url() -> str:
     return os.environ["INBOX_QUEUE_URL"]
 
 
-def send(bodies: list[str], queue: str | None = None) -> None:
-    """Enqueue messages in this order, in the inbox if no other is named; raises SendFailed, and all may be sent again.
+def send(queue: str, bodies: list[str]) -> None:
+    """Enqueue messages in this order; raises SendFailed, and all may be sent again. `queue` is its URL.
 
     Ten of them may have 256 kB together (SendMessageBatch).
     """
     for start in range(0, len(bodies), MAX_BATCH):
         entries = [{"Id": str(i), "MessageBody": body} for i, body in enumerate(bodies[start : start + MAX_BATCH])]
-        answer = aws.client("sqs").send_message_batch(QueueUrl=queue or queue_url(), Entries=entries)
+        answer = aws.client("sqs").send_message_batch(QueueUrl=queue, Entries=entries)
         if answer.get("Failed"):
             raise SendFailed(f"{len(answer['Failed'])} messages: {answer['Failed'][0].get('Message', '')}")
 

@@ -97,16 +97,13 @@ def record_source(event: ObjectEvent, **attributes: Any) -> bool:
 
 def _touch(pk: str, sequencer: str) -> None:
     """Note that an item, as it is, is true at a later event, too; nothing changed."""
-    try:
-        table().update_item(
-            Key={"pk": pk},
-            UpdateExpression="SET sequencer = :sequencer",
-            ConditionExpression="sequencer < :sequencer",
-            ExpressionAttributeValues={":sequencer": sequencer},
-        )
-    except ClientError as error:
-        if not aws.is_conditional(error):
-            raise
+    aws.holds(
+        table().update_item,
+        Key={"pk": pk},
+        UpdateExpression="SET sequencer = :sequencer",
+        ConditionExpression="sequencer < :sequencer",
+        ExpressionAttributeValues={":sequencer": sequencer},
+    )
 
 
 def part_key(image: str, number: int) -> str:
@@ -149,20 +146,15 @@ def parts(source: Item) -> Iterator[Item]:
 def end_source(source: Item, **attributes: Any) -> bool:
     """Note that a label file was read to its end; no if that was noted, or another version came meanwhile."""
     sets = ", ".join(f"#{name} = :{name}" for name in attributes)
-    try:
-        table().update_item(
-            Key={"pk": source["pk"]},
-            UpdateExpression=f"SET #status = :read, {sets}",
-            ConditionExpression="reading = :this AND #status = :reading",
-            ExpressionAttributeNames={"#status": "status"} | {f"#{name}": name for name in attributes},
-            ExpressionAttributeValues={":read": "READ", ":reading": "READING", ":this": source["reading"]}
-            | {f":{name}": value for name, value in attributes.items()},
-        )
-    except ClientError as error:
-        if aws.is_conditional(error):
-            return False
-        raise
-    return True
+    return aws.holds(
+        table().update_item,
+        Key={"pk": source["pk"]},
+        UpdateExpression=f"SET #status = :read, {sets}",
+        ConditionExpression="reading = :this AND #status = :reading",
+        ExpressionAttributeNames={"#status": "status"} | {f"#{name}": name for name in attributes},
+        ExpressionAttributeValues={":read": "READ", ":reading": "READING", ":this": source["reading"]}
+        | {f":{name}": value for name, value in attributes.items()},
+    )
 
 
 @cache
@@ -188,24 +180,19 @@ def settle(revision: int, at: str) -> None:
     They are in a snapshot, or were found too few for one. What changed meanwhile waits, since `at`: that is before it
     changed, for which reason `at` is a time before the labels were read.
     """
-    try:
-        _update_ledger(
-            UpdateExpression="REMOVE waiting_since",
-            ConditionExpression="revision = :revision",
-            ExpressionAttributeValues={":revision": revision},
+    newest = aws.holds(
+        _update_ledger,
+        UpdateExpression="REMOVE waiting_since",
+        ConditionExpression="revision = :revision",
+        ExpressionAttributeValues={":revision": revision},
+    )
+    if not newest:
+        aws.holds(
+            _update_ledger,
+            UpdateExpression="SET waiting_since = :at",
+            ConditionExpression="attribute_exists(waiting_since)",  # else somebody settled the newer ones
+            ExpressionAttributeValues={":at": at},
         )
-    except ClientError as error:
-        if not aws.is_conditional(error):
-            raise
-        try:
-            _update_ledger(
-                UpdateExpression="SET waiting_since = :at",
-                ConditionExpression="attribute_exists(waiting_since)",  # else somebody settled the newer ones
-                ExpressionAttributeValues={":at": at},
-            )
-        except ClientError as error:
-            if not aws.is_conditional(error):
-                raise
 
 
 def _update_ledger(**request: Any) -> None:
@@ -263,12 +250,9 @@ def save_splits(new: Splits, after: int) -> None:
     hashes = sorted(new.of.items())
     for number, first in enumerate(range(0, len(hashes), HASHES_PER_ITEM), after):
         page = {"pk": f"splits#{number:06d}", "splits": dict(hashes[first : first + HASHES_PER_ITEM])}
-        try:
-            table().put_item(Item=page | {"dealt": new.dealt}, ConditionExpression="attribute_not_exists(pk)")
-        except ClientError as error:
-            if aws.is_conditional(error):
-                raise LedgerMoved(f"{page['pk']} was written by another") from error
-            raise
+        item = page | {"dealt": new.dealt}
+        if not aws.holds(table().put_item, Item=item, ConditionExpression="attribute_not_exists(pk)"):
+            raise LedgerMoved(f"{page['pk']} was written by another")
 
 
 def _label(item: Item, registered_at: str) -> Item:

@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from boto3.dynamodb.types import TypeSerializer
-from botocore.exceptions import ClientError
 
 from common import aws, clock, state
 from common.events import ObjectEvent
@@ -52,7 +51,7 @@ def review_threshold() -> float:
 
 def history_days() -> int:
     """How long history is kept; 0 for ever."""
-    return int(os.environ.get("HISTORY_DAYS", "0"))
+    return int(os.environ["HISTORY_DAYS"])
 
 
 def current_rows(events: list[ObjectEvent]) -> dict[str, Row | None]:
@@ -254,10 +253,4 @@ def _put(row: Row, condition: str, values: dict[str, Any], names: dict[str, str]
     extra: dict[str, Any] = {"ExpressionAttributeValues": values} if values else {}
     if names:
         extra["ExpressionAttributeNames"] = names
-    try:
-        table().put_item(Item=row, ConditionExpression=condition, **extra)
-    except ClientError as error:
-        if aws.is_conditional(error):
-            return False
-        raise
-    return True
+    return aws.holds(table().put_item, Item=row, ConditionExpression=condition, **extra)

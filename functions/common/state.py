@@ -4,8 +4,6 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-from botocore.exceptions import ClientError
-
 from common import aws, clock
 
 Item = dict[str, Any]
@@ -31,17 +29,12 @@ def put(pk: str, sk: str, attributes: Item) -> None:
 
 def free_lock(holder: str) -> bool:
     """Free the lock if `holder` has it; says whether it had."""
-    try:
-        table().delete_item(
-            Key={"pk": "lock", "sk": "lock"},
-            ConditionExpression="holder = :holder",
-            ExpressionAttributeValues={":holder": holder},
-        )
-    except ClientError as error:
-        if aws.is_conditional(error):
-            return False
-        raise
-    return True
+    return aws.holds(
+        table().delete_item,
+        Key={"pk": "lock", "sk": "lock"},
+        ConditionExpression="holder = :holder",
+        ExpressionAttributeValues={":holder": holder},
+    )
 
 
 def remember_waiting_day(day: str) -> None:
@@ -67,37 +60,27 @@ _WALK = {"pk": "reconcile", "sk": "walk"}
 def begin_walk(walk: str, started_by: str) -> bool:
     """Note that the walk through the inbox begins; says no while another is on its way."""
     now = clock.now()
-    try:
-        table().put_item(
-            Item=_WALK
-            | {"walk": walk, "started_by": started_by, "seen": 0, "enqueued": 0}
-            | {"started_at": clock.iso(now), "updated_at": clock.iso(now)},
-            ConditionExpression="attribute_not_exists(pk) OR attribute_exists(ended_at) OR updated_at < :stale",
-            ExpressionAttributeValues={":stale": clock.iso(now - WALK_IS_STALE)},
-        )
-    except ClientError as error:
-        if aws.is_conditional(error):
-            return False
-        raise
-    return True
+    return aws.holds(
+        table().put_item,
+        Item=_WALK
+        | {"walk": walk, "started_by": started_by, "seen": 0, "enqueued": 0}
+        | {"started_at": clock.iso(now), "updated_at": clock.iso(now)},
+        ConditionExpression="attribute_not_exists(pk) OR attribute_exists(ended_at) OR updated_at < :stale",
+        ExpressionAttributeValues={":stale": clock.iso(now - WALK_IS_STALE)},
+    )
 
 
 def advance_walk(walk: str, *, seen: int = 0, enqueued: int = 0, ended: bool = False) -> bool:
     """Count what the walk saw and enqueued; says no when another has taken its place."""
     now = clock.iso(clock.now())
     end = ", ended_at = :now" if ended else ""
-    try:
-        table().update_item(
-            Key=_WALK,
-            UpdateExpression=f"SET updated_at = :now{end} ADD seen :seen, enqueued :sent",
-            ConditionExpression="walk = :walk AND attribute_not_exists(ended_at)",
-            ExpressionAttributeValues={":now": now, ":seen": seen, ":sent": enqueued, ":walk": walk},
-        )
-    except ClientError as error:
-        if aws.is_conditional(error):
-            return False
-        raise
-    return True
+    return aws.holds(
+        table().update_item,
+        Key=_WALK,
+        UpdateExpression=f"SET updated_at = :now{end} ADD seen :seen, enqueued :sent",
+        ConditionExpression="walk = :walk AND attribute_not_exists(ended_at)",
+        ExpressionAttributeValues={":now": now, ":seen": seen, ":sent": enqueued, ":walk": walk},
+    )
 
 
 def number(value: float) -> Decimal:

@@ -19,7 +19,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
 from common import aws, clock, deployments, state
-from common.runs import KNOWN_AFTER
+from common.runs import KNOWN_AFTER, RUN_ID
 from common.tracing import tracer
 
 logger = Logger()
@@ -41,7 +41,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         return look_at(lock)
     run = describe(execution)
     if run and run["status"] == "RUNNING":
-        if "redriveCount" not in run:
+        if not run.get("redriveCount"):
             raise StillRunning(f"Step Functions does not know yet that {execution} has ended")
         return {"freed": False, "why": "it runs again"}
     if lock and lock["holder"] == execution and run:
@@ -75,7 +75,7 @@ def describe(execution: str) -> dict[str, Any] | None:
     given = json.loads(run.get("input") or "{}")
     # As the state Begin makes it: cut off, not rounded.
     started: datetime = run["startDate"].astimezone(UTC)
-    return run | {"input": given, "run": started.strftime("%y%m%d%H%M%S")}
+    return run | {"input": given, "run": started.strftime(RUN_ID)}
 
 
 def end(run: dict[str, Any]) -> dict[str, Any]:
@@ -143,21 +143,15 @@ def name_of(recovery: dict[str, Any]) -> str:
 def hand_over(execution: str, recovery: dict[str, Any]) -> dict[str, Any]:
     """Give the lock to a recovery, then start it. Nobody comes between, and a crash leaves what is to be started."""
     holder = f"{execution.rpartition(':')[0]}:{name_of(recovery)}"
-    try:
-        state.table().update_item(
-            Key={"pk": "lock", "sk": "lock"},
-            UpdateExpression="SET holder = :recovery, recovery = :input",
-            ConditionExpression="holder = :execution",
-            ExpressionAttributeValues={
-                ":recovery": holder,
-                ":input": json.dumps(recovery),
-                ":execution": execution,
-            },
-        )
-    except ClientError as error:
-        if aws.is_conditional(error):  # another invocation came first
-            return {"freed": False}
-        raise
+    mine = aws.holds(
+        state.table().update_item,
+        Key={"pk": "lock", "sk": "lock"},
+        UpdateExpression="SET holder = :recovery, recovery = :input",
+        ConditionExpression="holder = :execution",
+        ExpressionAttributeValues={":recovery": holder, ":input": json.dumps(recovery), ":execution": execution},
+    )
+    if not mine:  # another invocation came first
+        return {"freed": False}
     return begin_recovery({"holder": holder, "recovery": json.dumps(recovery)})
 
 
@@ -224,11 +218,7 @@ def tell(run: dict[str, Any], message: str, report: str, more: dict[str, Any]) -
         "trigger": given.get("trigger", "hand"), "why": given.get("why", ""), "note": "", "recommendation": "{}",
         "report": report, "dataset_hash": "", "ended_at": clock.iso(clock.now()),
     }  # fmt: skip
-    try:
-        state.table().put_item(Item=item, ConditionExpression="attribute_not_exists(pk)")
-    except ClientError as error:
-        if not aws.is_conditional(error):
-            raise
+    aws.holds(state.table().put_item, Item=item, ConditionExpression="attribute_not_exists(pk)")
 
 
 # --- Jobs ------------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def walk_on(message: dict[str, Any], context: LambdaContext) -> None:
         if lost:  # what was written anew, and answered, between the listing and the reading of its row is not
             newest = {one.key: one.version_id for one in page(start)[0]}
             lost = [event for event in lost if newest.get(event.key, event.version_id) == event.version_id]
-        inbox.send([event.to_body() for event in lost])
+        inbox.send(inbox.queue_url(), [event.to_body() for event in lost])
         if lost:
             logger.warning("lost pictures were enqueued", extra={"count": len(lost), "first": lost[0].key})
         metrics.add_metric("Reconciled", MetricUnit.Count, len(lost))

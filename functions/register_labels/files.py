@@ -94,7 +94,7 @@ def begin(event: ObjectEvent) -> None:
         known = ledger.get_source(event)
         if not known or known["reading"] != event.sequencer or known["status"] != "READING":
             return
-    inbox.send([_body(event, number, lines) for number, lines in enumerate(parts)], os.environ["LABEL_QUEUE_URL"])
+    inbox.send(os.environ["LABEL_QUEUE_URL"], [_body(event, number, lines) for number, lines in enumerate(parts)])
 
 
 def read_part(part: Part, ends: float) -> tuple[list[ledger.Item], list[ledger.Item]]:

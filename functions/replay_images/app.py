@@ -45,7 +45,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     while after and not rows:  # days on which there is nothing cost no invocation of their own
         rows, key = page(asked, after["day"], after["key"])
         after = following(asked, after["day"], key)
-    inbox.send([replayed(row) for row in rows])
+    inbox.send(inbox.queue_url(), [replayed(row) for row in rows])
     return asked | {"sent": event.get("sent", 0) + len(rows), "next": after}
 
 

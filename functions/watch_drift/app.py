@@ -103,10 +103,7 @@ def answers(deployment: int, since: str) -> Answers:
 
 def expected_answers(champion: dict[str, Any]) -> Answers:
     """What the champion answered to its test pictures when it was evaluated."""
-    uri = champion.get("evaluation") or (
-        f"s3://{os.environ['ARTIFACT_BUCKET']}/runs/{champion['model_version']}/evaluation/evaluation.json"
-    )
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, _, key = champion["evaluation"].removeprefix("s3://").partition("/")
     evaluation = json.loads(aws.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read())
     predicted = evaluation["challenger"]["predictions"]
     return [(p["predicted"], p["probability"]) for p in predicted if p["predicted"] is not None]

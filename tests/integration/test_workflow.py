@@ -41,8 +41,8 @@ ANSWERS = {
     "DescribeTraining": "{'TrainingJobStatus': 'Completed', "
     "'ModelArtifacts': {'S3ModelArtifacts': 's3://' & $trainingJob & '/model.tar.gz'}}",
     "Judge": "{'Payload': $evaluation ? {'promote': true, 'sentence': 'better', 'accuracy': 0.9, 'preprocess': '{}', "
-    "'precision': 'int8', 'metadata': {'precision': 'int8', 'verdict': 's3://v'}} : {'promote': false, "
-    "'sentence': 'blocking findings', 'accuracy': null, 'metadata': {'verdict': 's3://v'}}}",
+    "'precision': 'int8', 'evaluation': 's3://e', 'metadata': {'precision': 'int8', 'verdict': 's3://v'}} : "
+    "{'promote': false, 'sentence': 'blocking findings', 'accuracy': null, 'metadata': {'verdict': 's3://v'}}}",
     "Register": "{'ModelPackageArn': 'arn'}",
     "FindEndpoint": "{'Endpoints': []}",
     "FindScaling": "{'ScalableTargets': []}",
@@ -129,7 +129,8 @@ class Workflow:
     def values(self, **substitutions: str) -> dict[str, str]:
         """What the definition's substitutions stand for."""
         return {
-            "Name": "loop", "LoopStateTable": self.name, "Topic": self.topic, "ArtifactBucket": ARTIFACTS,
+            "Name": "loop", "Partition": "aws", "LoopStateTable": self.name, "Topic": self.topic,
+            "ArtifactBucket": ARTIFACTS,
             "ImageSize": "32", "Unfreeze": "all", "Seed": "0", "PollSeconds": "0", "BakingSeconds": "1",
             "EndpointInstanceCount": "2", "EndpointMaxInstanceCount": "2", "ProbeSeconds": "1",
             "JobMaxSeconds": "60", "TuningJobs": "2", "TuningParallelJobs": "1", "BatchSizes": "16,32",

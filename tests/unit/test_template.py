@@ -1,5 +1,6 @@
 """What must hold of the template beyond what cfn-lint sees."""
 
+import ast
 import json
 import re
 from typing import Any
@@ -82,14 +83,42 @@ def test_every_handler_exists():
         assert (template.ROOT / "functions" / f"{module}.py").is_file(), name
 
 
+def read_and_used() -> dict[str, tuple[set[str], set[str]]]:
+    """Of each function, class and constant in functions/: the variables that it reads, and the names that it uses."""
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    root = template.ROOT / "functions"
+    for path in root.rglob("*.py"):
+        module, tree = ".".join(path.relative_to(root).with_suffix("").parts), ast.parse(path.read_text())
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imported = {name.asname or name.name: f"{node.module}.{name.name}" for node in imports for name in node.names}
+        for node in tree.body:
+            source = ast.unparse(node)
+            read = set(re.findall(r"environ\[['\"](\w+)|aws\.table\(['\"](\w+)", source))
+            used = {imported.get(n.id, f"{module}.{n.id}") for n in ast.walk(node) if isinstance(n, ast.Name)}
+            attributes = [n for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+            used |= {f"{imported.get(n.value.id, '')}.{n.attr}" for n in attributes if isinstance(n.value, ast.Name)}
+            names: list[str] = []
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names = [node.name]
+            elif isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            found |= {f"{module}.{name}": ({a or b for a, b in read}, used) for name in names}
+    return found
+
+
 def test_functions_are_given_the_environment_that_they_read():
-    everywhere = TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]
+    everywhere = TEMPLATE["Globals"]["Function"]["Environment"]["Variables"].keys()
+    defined = read_and_used()
     for name, function in template.resources("AWS::Serverless::Function").items():
-        folder = template.ROOT / "functions" / function["Handler"].split(".")[0]
-        source = "".join(path.read_text() for path in folder.rglob("*.py"))
-        read = set(re.findall(r"""environ\[["'](\w+)["']\]""", source))
-        given = function.get("Environment", {}).get("Variables", {}) | everywhere
-        assert read <= given.keys(), f"{name} is not given {read - given.keys()}"
+        read: set[str] = set()
+        seen: set[str] = set()
+        edge = {function["Handler"]}
+        while edge := (edge & defined.keys()) - seen:
+            seen |= edge
+            read |= set().union(*(defined[each][0] for each in edge))
+            edge = set().union(*(defined[each][1] for each in edge))
+        given = function.get("Environment", {}).get("Variables", {}).keys()
+        assert given - {"MALLOC_ARENA_MAX"} == read - everywhere, name
 
 
 def test_history_expires_and_current_rows_do_not():

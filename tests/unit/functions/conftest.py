@@ -83,6 +83,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
             "PREDICTIONS_TABLE": "Predictions", "LABELS_TABLE": "Labels", "LOOP_STATE_TABLE": "LoopState",
             "INBOX_QUEUE_URL": queues["inbox"], "RETRAIN_QUEUE_URL": queues["retrain"], "ARTIFACT_BUCKET": ARTIFACTS,
             "LABEL_QUEUE_URL": queues["labels"],
+            "HISTORY_DAYS": "0",
             "MAX_RECEIVES": "5", "MAX_IMAGE_BYTES": "1000000", "REVIEW_THRESHOLD": "0.6", "QUIET_PERIOD_SECONDS": "0",
             "LONGEST_WAIT_SECONDS": "86400", "MAX_RUNS_PER_DAY": "6", "END_RUN_FUNCTION": "end_run",
             "MIN_PICTURES_PER_CLASS": "5", "MIN_NEW_PICTURES": "1", "GATE_MIN_TEST_PICTURES": "1",

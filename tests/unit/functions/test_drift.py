@@ -112,7 +112,13 @@ def test_what_has_drifted_is_found():
 # --- The function ---
 
 SINCE = clock.iso(clock.now() - timedelta(days=3))
-CHAMPION = {"model_version": "261120120000", "deployment": 7, "since": SINCE}
+ARTIFACTS, EVALUATION = "artifacts", "runs/261120120000/evaluation/evaluation.json"
+CHAMPION = {
+    "model_version": "261120120000",
+    "deployment": 7,
+    "since": SINCE,
+    "evaluation": f"s3://{ARTIFACTS}/{EVALUATION}",
+}
 
 
 @pytest.fixture
@@ -140,13 +146,12 @@ def watch(aws, context, monkeypatch):
     return found
 
 
-def evaluation(aws: Any, names: str, confidence: float = 0.9, run: str = CHAMPION["model_version"]) -> str:
+def evaluation(aws: Any, names: str, confidence: float = 0.9) -> None:
     """evaluation.json, in which the champion answered `names`, and could not read one picture."""
     rows = [{"predicted": name, "probability": confidence, "class": "a", "sha256": "0"} for name in names]
     rows.append({"predicted": None, "probability": 0.0, "class": "a", "sha256": "1"})
-    key = f"runs/{run}/evaluation/evaluation.json"
-    aws.s3.put_object(Bucket=aws.artifacts, Key=key, Body=json.dumps({"challenger": {"predictions": rows}}))
-    return f"s3://{aws.artifacts}/{key}"
+    body = json.dumps({"challenger": {"predictions": rows}})
+    aws.s3.put_object(Bucket=ARTIFACTS, Key=EVALUATION, Body=body)
 
 
 def answer(aws: Any, names: str, confidence: float = 0.9, deployment: int = 7, replayed: bool = False) -> None:
@@ -215,8 +220,8 @@ def test_a_day_is_read_newest_first_and_not_without_end(aws, watch, monkeypatch)
 
 
 def test_drift_is_told_in_words_and_starts_a_run_only_if_wanted(aws, watch):
-    uri = evaluation(aws, "ab" * 50, run="elsewhere")
-    state.put("champion", "champion", CHAMPION | {"evaluation": uri})
+    evaluation(aws, "ab" * 50)
+    state.put("champion", "champion", CHAMPION)
     answer(aws, "b" * 80)
     looked = watch()
     assert looked["drifted"] and watch.started == [] and looked["run"] is None
@@ -235,9 +240,8 @@ def test_drift_is_told_in_words_and_starts_a_run_only_if_wanted(aws, watch):
 def test_less_sure_answers_are_drift(aws, watch):
     state.put("champion", "champion", CHAMPION)
     rows = [{"predicted": "ab"[n % 2], "probability": 0.8 + n / 1000, "class": "a"} for n in range(200)]
-    key = f"runs/{CHAMPION['model_version']}/evaluation/evaluation.json"
     body = json.dumps({"challenger": {"predictions": rows}})
-    aws.s3.put_object(Bucket=aws.artifacts, Key=key, Body=body)
+    aws.s3.put_object(Bucket=ARTIFACTS, Key=EVALUATION, Body=body)
     answer(aws, "ab" * 40, confidence=0.5)
     looked = watch()
     assert looked["drifted"] and "the class mix has not drifted" in looked["sentence"]

@@ -52,6 +52,7 @@ class States:
     """One execution, that of the event."""
 
     status = "ABORTED"
+    redrives = 0
 
     def describe_execution(self, executionArn: str) -> dict[str, Any]:
         if executionArn != EXECUTION:
@@ -63,6 +64,7 @@ class States:
             "startDate": started,
             "input": "{}",
             "cause": "enough",
+            "redriveCount": self.redrives,
         }
 
     def get_execution_history(self, **_: Any) -> dict[str, Any]:
@@ -100,6 +102,13 @@ def test_an_end_that_step_functions_does_not_know_of_yet_is_asked_about_again(aw
     with pytest.raises(end_run.StillRunning, match="has ended"):
         end_run.handler(event(), context)
     assert world.sagemaker.stopped == [] and aws.state.get_item(Key=LOCK)["Item"]["holder"] == EXECUTION
+
+
+def test_a_run_that_was_redriven_keeps_its_lock(aws, context, world):
+    world.stepfunctions.status, world.stepfunctions.redrives = "RUNNING", 1
+    aws.state.put_item(Item=LOCK | {"holder": EXECUTION, "run": "260226010203"})
+    assert end_run.handler(event(), context) == {"freed": False, "why": "it runs again"}
+    assert aws.state.get_item(Key=LOCK)["Item"]["holder"] == EXECUTION
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ class Run:
         self.context["variables"] |= assigned
 
     def call(self, resource: str, arguments: dict[str, Any]) -> Any:
-        action = resource.removeprefix("arn:aws:states:::")
+        action = resource.removeprefix("arn:${Partition}:states:::")
         table = self.world.table
         if action == "lambda:invoke":
             self.world.end_run(arguments["Payload"]["detail"]["executionArn"])
