@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from io import BytesIO
@@ -542,8 +543,74 @@ def _is_unwritten(kind: str, data: bytes) -> bool:
     """Whether the end is zeros, as an interrupted copy leaves it, where a decoder might not mind."""
     if kind == "JPEG":  # zeros behind the mark of the end do no harm
         return data.endswith(bytes(16)) and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
-    # No NAL unit ends with a zero (H.265, 7.4.2); in WebP so many of them are no code of a picture.
-    return kind in ("HEIF", "WEBP") and data.endswith(bytes(32 if kind == "HEIF" else 1024))
+    if kind == "WEBP":  # so many are no code of a picture
+        return any(data.endswith(bytes(1024), 0, end) for end in _webp_pictures(data))
+    if kind == "HEIF":  # no NAL unit ends with a zero (H.265, 7.4.2)
+        try:
+            return any(data.endswith(bytes(32), 0, end) for end in _heif_pictures(data))
+        except (struct.error, IndexError):  # the decoder will find words for it
+            return False
+    return False
+
+
+def _webp_pictures(data: bytes) -> Iterator[int]:
+    """Where the picture's code ends, the first one's: metadata comes behind it, which may well end with zeros."""
+    at = 12
+    while at + 8 <= len(data):
+        what, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if what in (b"VP8 ", b"VP8L", b"ANMF"):
+            yield at + 8 + length
+        if what in (b"VP8 ", b"VP8L", b"ANMF", bytes(4)):
+            return
+        at += 8 + length + length % 2
+
+
+def _heif_pictures(data: bytes) -> Iterator[int]:
+    """Where pieces of coded pictures end (ISO/IEC 14496-12, 8.11.3 and 8.11.6), wherever metadata lies."""
+    meta = next((data[begin:end] for what, begin, end in _boxes(data, 0) if what == b"meta"), b"")
+    boxes = {what: meta[begin:end] for what, begin, end in _boxes(meta, 4)}
+    coded = set()
+    entries = boxes.get(b"iinf", b"")
+    for _, begin, _ in _boxes(entries, 8 if entries[:1] > b"\0" else 6):
+        wide = entries[begin] > 2  # version 3 has longer ids
+        item, _, what = struct.unpack_from(">IH4s" if wide else ">HH4s", entries, begin + 4)
+        coded |= {item} if what == b"hvc1" else set()
+    places, at = boxes.get(b"iloc", bytes(8)), 6
+
+    def number(size: int) -> int:
+        nonlocal at
+        at += size
+        if at > len(places):
+            raise IndexError
+        return int.from_bytes(places[at - size : at])
+
+    version, sizes = places[0], (places[4] >> 4, places[4] & 15, places[5] >> 4, places[5] & 15 if places[0] else 0)
+    if not sizes[1]:
+        return  # pieces without a length: a few bytes could tell of billions
+    for _ in range(number(4 if version > 1 else 2)):
+        item = number(4 if version > 1 else 2)
+        in_file = version == 0 or number(2) & 15 == 0
+        number(2)  # of another file, which nobody does
+        base = number(sizes[2])
+        for _ in range(number(2)):
+            number(sizes[3])
+            end = base + number(sizes[0]) + number(sizes[1])
+            if item in coded and in_file:
+                yield end
+
+
+def _boxes(data: bytes, at: int) -> Iterator[tuple[bytes, int, int]]:
+    """What, and from where to where, the boxes from `at` hold (ISO/IEC 14496-12, 4.2); the last may be cut off."""
+    while at + 8 <= len(data):
+        length, what, head = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8], 8
+        if length == 1:  # the size follows
+            length, head = int.from_bytes(data[at + 8 : at + 16]), 16
+        elif length == 0:  # it goes on to the end, wherever that is
+            length = len(data) - at
+        if length < head:
+            return
+        yield what, at + head, at + length
+        at += length
 
 
 def _declared_size(kind: str, data: bytes) -> int | None:
@@ -554,19 +621,15 @@ def _declared_size(kind: str, data: bytes) -> int | None:
         return int.from_bytes(data[2:6], "little")
     if kind == "TIFF":  # where its directory lies, often at the end
         return int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big")
-    if kind not in ("PNG", "AVIF", "HEIF"):
+    if kind in ("AVIF", "HEIF"):
+        *_, (what, _, end) = [(b"", 0, 0), *_boxes(data, 0)]
+        return end if what == b"mdat" else None  # the last box holds the pictures
+    if kind != "PNG":
         return None
-    at, what = (8 if kind == "PNG" else 0), b""
+    at = 8
     while at + 8 <= len(data):
-        length, what = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
-        if kind == "PNG":
-            length += 12
-        elif length == 1:  # the size follows in 8 bytes (ISO/IEC 14496-12, 4.2)
-            length = int.from_bytes(data[at + 8 : at + 16])
-        if length < 8:  # 0: the box goes on to the end, wherever that is
-            return None
-        at += length
-    return at if kind == "PNG" or what == b"mdat" else None  # the last box holds the pictures
+        at += 12 + int.from_bytes(data[at : at + 4])
+    return at
 
 
 def _spoken(format: str) -> str:

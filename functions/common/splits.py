@@ -7,17 +7,20 @@ difference hashes (128 bits) differ in at most NEAR. Pure functions; the snapsho
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import chain, combinations, pairwise, product
+from itertools import pairwise
 
 SPLITS = ("train", "validation", "test")
 # Groups of one class are dealt to the splits in this order, over and over: 60 % train, 20 % validation, 20 % test,
 # and a class of five pictures has some of each.
 DEAL = ("train", "test", "validation", "train", "train", "train", "test", "validation", "train", "train")
 
-# Measured on 250 photographs and 700 drawn pictures (docs/labels.md): copies that were rescaled, recompressed,
-# brightened or turned by a degree differ in 0 to 10 bits, different pictures in 18 or more.
+# Measured on 250 photographs and 700 drawn pictures (docs/labels.md): of copies that were rescaled, recompressed,
+# brightened or turned by a degree nearly all differ in at most 10 bits, different pictures in 18 or more.
 HASH_BITS = 128
 NEAR = 10
+# Of NEAR + 1 parts of two such hashes at least one is the same (pigeonhole), so only those that share a part, which
+# these masks cut out, are compared; the result is exact.
+BANDS = [(1 << high) - (1 << low) for low, high in pairwise(round(n * HASH_BITS / (NEAR + 1)) for n in range(NEAR + 2))]
 
 
 @dataclass(frozen=True)
@@ -36,29 +39,42 @@ def assign(classes: dict[str, str], known: Splits) -> tuple[Splits, dict[str, li
     from the arguments alone, whatever order they are in.
     """
     order = sorted((hash for hash in classes if hash not in known.of), key=lambda hash: (classes[hash], hash))
-    near = neighbours(order, known.of)
-    settled, waiting = dict(known.of), set(order)
+    social = alike((*order, *known.of))
+    # Who has not heard yet of a neighbour in each split.
+    deaf = {split: Lookalikes(hash for hash in order if hash in social) for split in SPLITS}
+    heard: dict[str, set[str]] = {hash: set() for hash in order}
     found, dealt, torn = dict[str, str](), dict(known.dealt), dict[str, list[str]]()
-    queue = deque(hash for hash in order if any(other in settled for other in near[hash]))
+    queue, queued = deque[str](), set[str]()
+
+    def tell(hash: str, split: str) -> set[str]:
+        """Have those that look like `hash` hear of its split; returns who heard of any for the first time."""
+        near = deaf[split].take(hash)
+        for other in near:
+            heard[other].add(split)
+        first = near - queued
+        queued.update(first)
+        return first
 
     def settle(hash: str, split: str) -> None:
-        found[hash] = settled[hash] = split
-        waiting.discard(hash)
-        queue.extend(sorted(near[hash]))
+        found[hash] = split
+        if hash in social:
+            queue.extend(sorted(tell(hash, split)))
 
     def spread() -> None:
         while queue:
-            if (hash := queue.popleft()) in waiting:
-                splits = sorted({settled[other] for other in near[hash] if other in settled})
-                if len(splits) == 1:
-                    settle(hash, splits[0])
-                else:
-                    waiting.remove(hash)
-                    torn[hash] = splits
+            hash = queue.popleft()
+            if len(heard[hash]) == 1:
+                settle(hash, *heard[hash])
+            else:
+                torn[hash] = sorted(heard[hash])
 
+    for hash in known.of.keys() & social:
+        tell(hash, known.of[hash])
+    queue.extend(hash for hash in order if hash in queued)
     spread()
     for hash in order:
-        if hash in waiting:  # nothing that it looks like has a split
+        if hash not in queued:  # nothing that it looks like has a split
+            queued.add(hash)
             name = classes[hash]
             settle(hash, DEAL[dealt.get(name, 0) % len(DEAL)])
             dealt[name] = dealt.get(name, 0) + 1
@@ -66,26 +82,43 @@ def assign(classes: dict[str, str], known: Splits) -> tuple[Splits, dict[str, li
     return Splits(found, {name: count for name, count in dealt.items() if count != known.dealt.get(name)}), torn
 
 
-def neighbours(new: Iterable[str], known: Iterable[str], within: int = NEAR) -> dict[str, set[str]]:
-    """For each hash of `new` all others, of `new` or `known`, that differ from it in at most `within` bits.
+class Lookalikes:
+    """Hashes, to be found once by another that differs from them in at most NEAR bits.
 
-    Exact: of within + 1 bands of two such hashes at least one is the same (pigeonhole), so only hashes that share a
-    band are compared. Two that are known are not.
+    None is found twice: thousands of pictures of one scene make millions of pairs.
     """
-    names = {int(hash, 16): hash for hash in known}
-    fresh = {int(hash, 16): hash for hash in new}
-    names |= fresh
-    near: dict[str, set[str]] = {hash: set() for hash in fresh.values()}
-    edges = [round(band * HASH_BITS / (within + 1)) for band in range(within + 2)]
-    for low, high in pairwise(edges):
-        mask = (1 << high) - (1 << low)
-        bands = defaultdict[int, tuple[list[int], list[int]]](lambda: ([], []))
-        for number in names:
-            bands[number & mask][number in fresh].append(number)
-        for olds, news in bands.values():
-            for one, other in chain(combinations(news, 2), product(news, olds)):
-                if (one ^ other).bit_count() <= within:
-                    near[names[one]].add(names[other])
-                    if other in fresh:
-                        near[names[other]].add(names[one])
-    return near
+
+    def __init__(self, hashes: Iterable[str]) -> None:
+        self._names, self._found = {int(hash, 16): hash for hash in hashes}, set[int]()
+        self._bands = [(mask, _by_band(self._names, mask)) for mask in BANDS]
+
+    def take(self, hash: str) -> set[str]:
+        """Those that look like `hash`; they are not found again, and itself neither now nor later."""
+        number, near = int(hash, 16), set[int]()
+        for mask, those in self._bands:
+            same = those.get(number & mask, [])
+            if close := [other for other in same if (number ^ other).bit_count() <= NEAR]:
+                near.update(close)
+                those[number & mask] = [other for other in same if (number ^ other).bit_count() > NEAR]
+        near = {other for other in near if other != number and other not in self._found}
+        self._found |= near | {number}
+        return {self._names[other] for other in near}
+
+
+def alike(hashes: Iterable[str]) -> set[str]:
+    """Those that look like any other: mostly few, and a band at a time takes little memory and stays in the caches."""
+    names, found = {int(hash, 16): hash for hash in hashes}, set[int]()
+    for mask in BANDS:
+        for same in _by_band(names, mask).values():
+            for one in same:
+                if one not in found:
+                    near = [other for other in same if (one ^ other).bit_count() <= NEAR]
+                    found.update(near if len(near) > 1 else ())
+    return {names[number] for number in found}
+
+
+def _by_band(numbers: Iterable[int], mask: int) -> dict[int, list[int]]:
+    those = defaultdict[int, list[int]](list)
+    for number in numbers:
+        those[number & mask].append(number)
+    return dict(those)

@@ -58,15 +58,17 @@ _WALK = {"pk": "reconcile", "sk": "walk"}
 
 
 def begin_walk(walk: str, started_by: str) -> bool:
-    """Note that the walk through the inbox begins; says no while another is on its way."""
+    """Note that the walk through the inbox begins, once more if it did; says no while another is on its way."""
     now = clock.now()
     return aws.holds(
         table().put_item,
         Item=_WALK
         | {"walk": walk, "started_by": started_by, "seen": 0, "enqueued": 0}
         | {"started_at": clock.iso(now), "updated_at": clock.iso(now)},
-        ConditionExpression="attribute_not_exists(pk) OR attribute_exists(ended_at) OR updated_at < :stale",
-        ExpressionAttributeValues={":stale": clock.iso(now - WALK_IS_STALE)},
+        ConditionExpression=(
+            "attribute_not_exists(pk) OR attribute_exists(ended_at) OR updated_at < :stale OR walk = :walk"
+        ),
+        ExpressionAttributeValues={":stale": clock.iso(now - WALK_IS_STALE), ":walk": walk},
     )
 
 

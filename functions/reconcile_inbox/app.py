@@ -12,7 +12,6 @@ that neither fresh pictures nor an endpoint in trouble feel it, and queued pictu
 
 import json
 import os
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -57,7 +56,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     for record in event["Records"]:
         message = json.loads(record["body"])
         if "walk" not in message:
-            message["walk"] = uuid.uuid4().hex
+            message["walk"] = record["messageId"]  # of a try that failed at once the next goes on with the same walk
             if not state.begin_walk(message["walk"], message.get("started_by", "command")):
                 logger.info("a walk is on its way already; it will see what is lost")
                 continue

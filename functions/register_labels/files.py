@@ -146,7 +146,8 @@ def _label(bucket: str, line: formats.Line, seen: dict[tuple[str, str], ledger.I
     except BrokenImage as reason:
         return str(reason)
     except ClientError as error:
-        if aws.code(error) in (pictures.ARCHIVED, "AccessDenied", "403"):  # files may name what is not ours to read
+        # Files may name what is not ours to read, or encrypted with a key that S3 has not, or may not use.
+        if (code := aws.code(error)) in (pictures.ARCHIVED, "AccessDenied", "403", "400") or code.startswith("KMS."):
             return pictures.unreadable(bucket, line.key, error)
         if aws.code(error) not in GONE:
             raise

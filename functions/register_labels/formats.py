@@ -56,6 +56,8 @@ def read(data: bytes, bucket: str) -> File:
         things: Iterator[Any] = _elements(text)
         found = File(LABEL_STUDIO, [_line(n, thing, _label_studio, bucket) for n, thing in enumerate(things, 1)])
     elif start == "{":
+        if not any(map(_is_object, text[at:].split("\n", 10)[:10])):  # else each line would become a reason
+            raise NoLabels("none of its first lines is a JSON object: a manifest of Ground Truth has one a line")
         numbered = ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
         found = File(GROUND_TRUTH, [_line(n, line, _ground_truth, bucket) for n, line in numbered])
     else:
@@ -75,6 +77,13 @@ def _line(number: int, thing: Any, read: Any, bucket: str) -> Line:
     except (_Refused, BadLabel) as reason:
         task = f"task {thing['id']}: " if isinstance(thing, dict) and "id" in thing else ""
         return Line(number, reason=f"{task}{reason}"[:500].encode(errors="replace").decode())
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 # --- Ground Truth ----------------------------------------------------------------------------------------------------

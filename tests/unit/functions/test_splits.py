@@ -24,13 +24,22 @@ def distance(one: str, other: str) -> int:
     return (int(one, 16) ^ int(other, 16)).bit_count()
 
 
-@given(st.sets(hashes, max_size=40), st.sets(hashes, max_size=40), st.integers(0, 12))
-def test_neighbours_are_exactly_those_that_are_near(new, known, within):
-    known -= new
-    found = splits.neighbours(new, known, within)
-    assert found == {
-        one: {other for other in new | known if other != one and distance(one, other) <= within} for one in new
-    }
+@given(st.sets(hashes, max_size=40), st.sets(hashes, max_size=40))
+def test_what_looks_alike_is_found_exactly_and_once(those, askers):
+    near = {one: {other for other in those if 0 < distance(one, other) <= splits.NEAR} for one in those | askers}
+    assert splits.alike(those) == {one for one in those if near[one]}
+    index, found = splits.Lookalikes(those), set()
+    for one in sorted(askers):
+        assert index.take(one) == near[one] - found
+        found |= near[one] | {one}
+
+
+def test_thousands_of_pictures_of_one_scene_are_split_in_no_time():
+    """Each looks like every other: what is near what must not be kept, or a fixed camera ends all retraining."""
+    scene = {f"{1 << one | 1 << other | 1 << third:032x}": "beagle"
+             for one, other, third in itertools.combinations(range(0, 128, 5), 3)}  # fmt: skip
+    new, torn = splits.assign(scene, splits.Splits())
+    assert set(new.of.values()) == {"train"} and len(new.of) == len(scene) == 2600 and not torn
 
 
 @given(st.lists(st.dictionaries(hashes, classes, max_size=15), max_size=4), st.randoms())

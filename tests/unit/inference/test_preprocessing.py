@@ -207,6 +207,17 @@ def test_what_a_truncated_file_says():
         assert str(refusal.value).startswith(reason)
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "HEIF"])
+@pytest.mark.parametrize("zeros", [40, 3000])
+def test_zeros_that_end_the_metadata_are_no_missing_picture(kind, zeros):
+    """Windows pads what it writes of a picture's properties, and metadata may be the last thing in a file."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0hi" + bytes(zeros)  # UserComment
+    data = heic(picture(), exif=exif.tobytes()) if kind == "HEIF" else encode(picture(), kind, exif=exif.tobytes())
+    assert data.rstrip(b"\0") + bytes(zeros // 2) in data
+    assert prepare(data, Preprocess.default()).format == kind
+
+
 def test_the_name_is_compared_with_the_content():
     for key, format, note in [
         ("inbox/a.jpeg", "JPEG", None),
