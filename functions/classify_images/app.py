@@ -173,6 +173,7 @@ def ask(batch: Batch, crops: list[tuple[Message, Crop]], champion: dict[str, Any
             format=crop.format,
             latency_ms=latency_ms,
             note=extension_differs(message.event.key, crop.format),
+            by_champion=int(answer["deployment"]) == int(champion["deployment"]),
         )
         for (message, crop), prediction in zip(crops, answer["predictions"], strict=True)
     ]

@@ -17,13 +17,12 @@ from functools import cache
 from signal import Signals
 
 from classify_images import isolated
+from common import limits
 from common.errors import DecodingFailed, OutOfTime
 from common.events import ObjectEvent
 from common.objects import fetch
 from preprocessing import BrokenImage, Crop, Preprocess, inspect, prepare
 
-MEBI = 1 << 20
-OWN_MEMORY = 256 * MEBI  # interpreter, SDK and threads, and the interpreter of a process that decodes
 MIN_DECODE_SECONDS = 1.0
 TURN_SECONDS = 0.5
 
@@ -77,8 +76,8 @@ class Memory:
     Files are always taken before decoding, and whoever decodes waits for nothing: so nobody waits for ever.
     """
 
-    def __init__(self, megabytes: int) -> None:
-        free = max(64 * MEBI, megabytes * MEBI - OWN_MEMORY)
+    def __init__(self, free: int) -> None:
+        """`free`: bytes."""
         self.files = Budget(free // 4)
         self.decoding = Budget(free - free // 4)
         self.in_process = self.decoding.total // 4
@@ -88,7 +87,7 @@ class Memory:
 
 @cache
 def memory() -> Memory:
-    return Memory(int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "1769")))
+    return Memory(limits.free_memory())
 
 
 def load(event: ObjectEvent, spec: Preprocess, *, isolate: bool, until: float) -> Crop | None:
@@ -96,18 +95,17 @@ def load(event: ObjectEvent, spec: Preprocess, *, isolate: bool, until: float) -
 
     Raises BrokenImage, which is for ever; DecodingFailed, OutOfTime and what S3 raises, which are for now.
     """
-    if event.size > max_image_bytes():
-        raise BrokenImage(f"larger than {max_image_bytes() // 1_000_000} MB: {event.size / 1e6:.1f} MB")
+    limits.check_size(event)
     with memory().files.take(event.size, until):
         data = fetch(event, until)
         if data is None:
             return None
         if not isolate:
             # Opening runs the decoder's code too, so that a second try leaves it to the other process.
-            header = inspect(data, spec, **limits())
+            header = inspect(data, spec, **limits.of_a_picture())
             if header.bytes_needed <= memory().in_process:
                 with memory().decoding.take(header.bytes_needed, until), memory().turn.wait():
-                    return prepare(data, spec, **limits())
+                    return prepare(data, spec, **limits.of_a_picture())
         return in_isolation(data, spec, until)
 
 
@@ -120,7 +118,8 @@ def in_isolation(data: bytes, spec: Preprocess, until: float) -> Crop:
     with _in_line() as line, budget.take(budget.total, until):
         share = (until - time.monotonic()) / len(line)
         seconds = max(MIN_DECODE_SECONDS, min(decode_seconds(), share))
-        command = [sys.executable, "-m", isolated.__name__, spec.to_json(), json.dumps(limits()), str(budget.total)]
+        given = [spec.to_json(), json.dumps(limits.of_a_picture()), str(budget.total)]
+        command = [sys.executable, "-m", isolated.__name__, *given]
         # Decoders of other people's files have no business with the function's credentials.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
@@ -156,19 +155,6 @@ def _in_line() -> Iterator[set[int]]:
         yield line
     finally:
         line.discard(me)
-
-
-def max_image_bytes() -> int:
-    return int(os.environ["MAX_IMAGE_BYTES"])
-
-
-def limits() -> dict[str, int]:
-    """What a picture may be, as preprocessing takes it."""
-    return {
-        "max_bytes": max_image_bytes(),
-        "max_pixels": int(os.environ["MAX_IMAGE_PIXELS"]),
-        "min_side": int(os.environ["MIN_IMAGE_SIDE"]),
-    }
 
 
 def decode_seconds() -> float:

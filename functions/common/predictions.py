@@ -26,6 +26,8 @@ READ_ATTEMPTS = 4
 # written again: whoever reviewed it may have taken its mark away.
 NEWER = "attribute_not_exists(image) OR sequencer < :sequencer"
 ANSWERS = f"{NEWER} OR (sequencer = :sequencer AND (attribute_not_exists(deployment) OR deployment < :deployment))"
+# The champion's, when it is asked again, also replaces that of a later deployment, which was rolled back.
+CHAMPIONS = ANSWERS.replace("deployment < ", "deployment <> ")
 # "Not yet" and "not this time" never hide an answer.
 NO_ANSWER = f"{NEWER} OR (sequencer = :sequencer AND #status IN (:waiting, :failed))"
 
@@ -98,6 +100,7 @@ class Answer:
     format: str
     latency_ms: float
     note: str | None = None
+    by_champion: bool = False
 
 
 def classified(answers: list[Answer]) -> list[Exception | None]:
@@ -108,7 +111,8 @@ def classified(answers: list[Answer]) -> list[Exception | None]:
     """
     kept = _insert([_history(answer) for answer in answers], _kept)
     rows = [_answered(item) for item in kept if not isinstance(item, Exception)]
-    shown = iter(_insert(rows, _show))
+    again = {answer.event.image for answer in answers if answer.by_champion and answer.event.replayed}
+    shown = iter(_insert(rows, lambda row: _show(row, CHAMPIONS if row["image"] in again else ANSWERS)))
     found = [item if isinstance(item, Exception) else next(shown) for item in kept]
     return [item if isinstance(item, Exception) else None for item in found]
 
@@ -203,8 +207,8 @@ def _kept(history: Row) -> Row:
     return item
 
 
-def _show(row: Row) -> Row:
-    _put(row, ANSWERS, {":deployment": row["deployment"]})
+def _show(row: Row, condition: str) -> Row:
+    _put(row, condition, {":deployment": row["deployment"]})
     return row
 
 

@@ -39,7 +39,7 @@ def assign(classes: dict[str, str], known: Splits) -> tuple[Splits, dict[str, li
     from the arguments alone, whatever order they are in.
     """
     order = sorted((hash for hash in classes if hash not in known.of), key=lambda hash: (classes[hash], hash))
-    social = alike((*order, *known.of))
+    social = alike(order, known.of)
     # Who has not heard yet of a neighbour in each split.
     deaf = {split: Lookalikes(hash for hash in order if hash in social) for split in SPLITS}
     heard: dict[str, set[str]] = {hash: set() for hash in order}
@@ -68,8 +68,8 @@ def assign(classes: dict[str, str], known: Splits) -> tuple[Splits, dict[str, li
             else:
                 torn[hash] = sorted(heard[hash])
 
-    for hash in known.of.keys() & social:
-        tell(hash, known.of[hash])
+    for hash, split in known.of.items():
+        tell(hash, split)
     queue.extend(hash for hash in order if hash in queued)
     spread()
     for hash in order:
@@ -105,15 +105,22 @@ class Lookalikes:
         return {self._names[other] for other in near}
 
 
-def alike(hashes: Iterable[str]) -> set[str]:
-    """Those that look like any other: mostly few, and a band at a time takes little memory and stays in the caches."""
-    names, found = {int(hash, 16): hash for hash in hashes}, set[int]()
+def alike(new: Iterable[str], known: Iterable[str]) -> set[str]:
+    """Those of `new` that look like any other, new or known.
+
+    Mostly few: the search goes a band at a time, which takes little memory and stays in the processor's caches.
+    """
+    names, old = {int(hash, 16): hash for hash in new}, [int(hash, 16) for hash in known]
+    found: set[int] = set()
     for mask in BANDS:
         for same in _by_band(names, mask).values():
             for one in same:
                 if one not in found:
                     near = [other for other in same if (one ^ other).bit_count() <= NEAR]
                     found.update(near if len(near) > 1 else ())
+        rest = _by_band(names.keys() - found, mask)
+        for one in old:
+            found.update(other for other in rest.get(one & mask, ()) if (one ^ other).bit_count() <= NEAR)
     return {names[number] for number in found}
 
 

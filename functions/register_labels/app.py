@@ -30,13 +30,20 @@ metrics = Metrics()
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     ends = time.monotonic() + context.get_remaining_time_in_millis() / 1000
     processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
+    # An invocation that recorded changes may have died before it could ask: this one asks for it, even when nothing is
+    # new, and before it works at what the other may have died of.
+    if any(int(record["attributes"]["ApproximateReceiveCount"]) > 1 for record in event["Records"]):
+        _ask()
     with processor(event["Records"], handler=lambda record: _take(record, ends)):
         processor.process()
-    # Asked even when nothing was new: the invocation that recorded the change may have died before it could ask.
+    _ask()
+    return dict(processor.response())
+
+
+def _ask() -> None:
     entry = ledger.read()
     if entry and entry.waiting_since:
         quiet.ask_again(entry.revision, quiet.period_seconds())
-    return dict(processor.response())
 
 
 def _take(record: SQSRecord, ends: float) -> None:

@@ -6,10 +6,10 @@ import os
 from botocore.exceptions import ClientError
 from PIL import Image
 
-from common import aws
+from common import aws, limits
 from common.events import ObjectEvent
 from common.objects import fetch, put_if_absent
-from preprocessing import BrokenImage, decode
+from preprocessing import BrokenImage, Preprocess, decode, inspect
 
 ARCHIVED = "InvalidObjectState"  # S3's answer about an object that no further try will read
 
@@ -20,9 +20,7 @@ def take(event: ObjectEvent) -> tuple[str, str] | None:
     BrokenImage with the reason where it is no picture, or none that any further try will read. What the function may
     not read is trouble for now: somebody can put the permissions right, and send the dead letters again.
     """
-    most = int(os.environ["MAX_IMAGE_BYTES"])
-    if event.size > most:
-        raise BrokenImage(f"larger than {most // 1_000_000} MB: {event.size / 1e6:.1f} MB")
+    limits.check_size(event)
     try:
         data = fetch(event)
     except ClientError as error:
@@ -31,9 +29,13 @@ def take(event: ObjectEvent) -> tuple[str, str] | None:
         raise BrokenImage(unreadable(event.bucket, event.key, error)) from error
     if data is None:
         return None
-    limits = {"max_pixels": int(os.environ["MAX_IMAGE_PIXELS"]), "min_side": int(os.environ["MIN_IMAGE_SIDE"])}
-    phash = difference_hash(decode(data, max_bytes=most, **limits))
-    return keep(data), phash
+    header = inspect(data, Preprocess.default(), **limits.of_a_picture())
+    # Here a JPEG, too, is decoded in full; it may have to be turned, and is then made grey.
+    needed, free = len(data) + max(header.bytes_needed, 9 * header.width * header.height), limits.free_memory()
+    if needed > free:  # else the function dies, and with it the labels beside this one
+        takes = f"{header.width}x{header.height} pixels take {needed / 1e9:.1f} GB to decode"
+        raise BrokenImage(f"{takes}; there are {free / 1e9:.1f}: scale the picture down")
+    return keep(data), difference_hash(decode(data, **limits.of_a_picture()))
 
 
 def unreadable(bucket: str, key: str, error: ClientError) -> str:

@@ -192,7 +192,8 @@ def test_a_replay_answers_again_and_keeps_the_former_answer(aws, served, context
 
 
 def test_an_earlier_deployment_never_overwrites_a_later_ones_answer(aws, served, context):
-    aws.state.put_item(Item=CHAMPION)
+    """Not even to what is asked again: the last instances of the earlier one answer while they go."""
+    aws.state.put_item(Item=CHAMPION | {"deployment": 2})
     body = drop(aws, "a.jpg", jpeg())
     served.deployment = 2
     app.handler(events.sqs_batch(body), context)
@@ -225,7 +226,7 @@ def test_where_history_was_written_and_the_row_was_not_the_next_try_writes_it(aw
     insert = app.predictions._insert
 
     def throttled(rows: list[Any], otherwise: Any) -> list[Any]:
-        if otherwise is app.predictions._show:
+        if otherwise is not app.predictions._kept:
             return [app.predictions.WriteFailed("throttled") for _ in rows]
         return insert(rows, otherwise)
 
@@ -250,6 +251,18 @@ def test_what_was_reviewed_stays_so_until_another_model_answers(aws, served, con
     served.deployment = 2
     app.handler(again, context)
     assert current(aws, "a.jpg")["review"] == "review"
+
+
+def test_the_answer_of_a_deployment_that_was_rolled_back_goes_when_the_champion_is_asked_again(aws, served, context):
+    aws.state.put_item(Item=CHAMPION)
+    body = drop(aws, "a.jpg", jpeg())
+    served.deployment = 2  # the canary's
+    app.handler(events.sqs_batch(body), context)
+    served.deployment = int(CHAMPION["deployment"])
+    app.handler(events.sqs_batch(body), context)
+    assert current(aws, "a.jpg")["deployment"] == 2, "a repeated event is no question"
+    app.handler(events.sqs_batch(app.ObjectEvent.from_body(body).to_body(replayed=True)), context)
+    assert current(aws, "a.jpg")["deployment"] == CHAMPION["deployment"] and len(history(aws, "a.jpg")) == 2
 
 
 @pytest.mark.parametrize(

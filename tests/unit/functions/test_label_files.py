@@ -246,7 +246,10 @@ def test_a_file_that_is_exported_again_with_a_line_more_is_one_new_label(bucket:
     assert before.items() <= after.items() and len(after) == 3
 
 
-def test_a_picture_that_is_archived_is_named_and_trouble_that_passes_is_tried_again(bucket: Bucket, monkeypatch):
+@pytest.mark.parametrize("code", ["InvalidObjectState", "KMS.DisabledException", "400"])
+def test_a_picture_that_nobody_will_read_is_named_and_trouble_that_passes_is_tried_again(
+    bucket: Bucket, monkeypatch, code: str
+):
     bucket.aws.s3.put_object(Bucket=bucket.name, Key="here/0.png", Body=picture(0))
     bucket.put("labels/a.manifest", manifest([("here/0.png", "beagle")]))
     bucket.deliver(0)
@@ -260,10 +263,10 @@ def test_a_picture_that_is_archived_is_named_and_trouble_that_passes_is_tried_ag
     monkeypatch.setattr(pictures, "fetch", refused("SlowDown"))
     with pytest.raises(ClientError):
         bucket.deliver(0, keep=True)
-    monkeypatch.setattr(pictures, "fetch", refused("InvalidObjectState"))
+    monkeypatch.setattr(pictures, "fetch", refused(code))
     bucket.deliver_all()
     (line,) = bucket.report("labels/a.manifest")["rejected"]
-    assert line == {"line": 1, "reason": "s3://pictures/here/0.png cannot be read: InvalidObjectState"}
+    assert line == {"line": 1, "reason": f"s3://pictures/here/0.png cannot be read: {code}"}
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ def test_a_small_export_of_label_studio_has_one_record_an_annotation():
         ((FILES / "label_studio.json").read_bytes()[:3000], "it is not JSON, or was cut off"),
         (b'[{"id": 1} {"id": 2}]', "it is not JSON, or was cut off: Expecting ',' delimiter: line 1 column 12"),
         (b"[" * 100_000, "it is not JSON"),
+        (json.dumps({"images": [{"id": n} for n in range(9)]}, indent=1).encode(), "none of its first lines is a JSON"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_why(data: bytes, reason: str):

@@ -125,6 +125,37 @@ def erase(aws: Any, key: str, body: str, sequencer: str) -> str:
     return events.object_deleted(aws.bucket, key, sequencer=sequencer, erased=version)
 
 
+def test_a_picture_that_the_function_cannot_hold_is_rejected_and_takes_no_other_with_it(aws, context, monkeypatch):
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "320")
+    large = io.BytesIO()
+    Image.new("RGB", (4000, 4000)).save(large, "PNG")
+    bodies = [put(aws, "labelled/beagle/large.png", large.getvalue()), put(aws, "labelled/beagle/1.png", picture(1))]
+    assert register.handler(events.sqs_batch(*bodies), context) == {"batchItemFailures": []}
+    row = item(aws, "labelled/beagle/large.png")
+    assert row["status"] == "REJECTED" and row["reason"].startswith("4000x4000 pixels take 0.1 GB to decode")
+    assert item(aws, "labelled/beagle/1.png")["status"] == "ACTIVE"
+
+
+def test_who_tries_again_asks_for_a_run_before_it_dies_of_the_same(aws, context, monkeypatch):
+    """What an invocation recorded before something killed it, nobody has asked about."""
+
+    class Killed(BaseException):
+        pass
+
+    def take(event: ObjectEvent) -> None:
+        raise Killed
+
+    bodies = [put(aws, f"labelled/beagle/{seed}.png", picture(seed)) for seed in range(2)]
+    asked: list[int] = []
+    monkeypatch.setattr("common.quiet.ask_again", lambda revision, delay: asked.append(revision))
+    register.handler(events.sqs_batch(bodies[0]), context)
+    monkeypatch.setattr(pictures, "take", take)
+    for receives in (1, 2):
+        with pytest.raises(Killed):
+            register.handler(events.sqs_batch(bodies[1], receives=receives), context)
+    assert asked == [1, 1]
+
+
 def test_a_file_over_the_limit_is_no_label_and_is_not_fetched(aws, context, monkeypatch):
     monkeypatch.setenv("MAX_IMAGE_BYTES", "10")
     monkeypatch.setattr(pictures, "fetch", lambda event: pytest.fail("fetched"))

@@ -178,6 +178,18 @@ def test_a_walk_goes_on_where_it_stopped_by_a_message_of_its_own(aws, time, monk
     assert taken(aws, "reconcile") == [] and state.get("reconcile", "walk")["seen"] == 10
 
 
+def test_a_walk_whose_first_try_fails_is_not_given_up(aws, time, monkeypatch):
+    """SQS delivers the same message again."""
+    put(aws, "lost.jpg")
+    message = events.sqs_batch(json.dumps({"min_age_seconds": -60}))
+    with monkeypatch.context() as patch:
+        patch.setattr(reconcile, "page", lambda marker: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            reconcile.handler(message, time)
+    reconcile.handler(message, time)
+    assert set(enqueued(aws)) == {"lost.jpg"}
+
+
 def test_a_long_backlog_makes_the_walk_wait_and_later_go_on(aws, time, monkeypatch):
     monkeypatch.setattr(reconcile, "PAGE", 2)
     monkeypatch.setattr(reconcile, "MAX_BACKLOG", 3)
