@@ -135,8 +135,10 @@ def train(options: argparse.Namespace) -> bool:
     weights = class_weights(prepared.train.labels, len(prepared.classes)).to(device)
     criterion = BalancedLoss(weights, label_smoothing=options.label_smoothing)
     optimizer = torch.optim.AdamW(models.parameter_groups(trained, options.weight_decay), lr=options.lr, fused=True)
+    # A rise that ends with the very first step (a quarter of three and one) has no length, and OneCycleLR divides by it.
+    warm_up = options.warm_up * (1 - 1e-9)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.lr, total_steps=total_steps + 1, pct_start=options.warm_up, cycle_momentum=False
+        optimizer, options.lr, total_steps=total_steps + 1, pct_start=warm_up, cycle_momentum=False
     )
     learner = Learner(trained, criterion, optimizer, scheduler, precision)
 
