@@ -20,8 +20,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -102,24 +103,35 @@ def decode(work: Callable, items: list[tuple[int, str]], workers: int) -> dict[i
     """Runs `work` on all items in parallel; why each broken row is broken.
 
     A picture that ends the process which decodes it (a decoder's fault, or the kernel taking back memory) takes the
-    whole pool with it: what the pool had not finished is then decoded in a process for each picture.
+    whole pool with it: what the pool had not finished is then decoded by other processes, one after the other.
     """
     reasons: dict[int, str] = {}
     chunks = [items[at : at + 32] for at in range(0, len(items), 32)]
-    unfinished = []
+    submitted: list[Future] = []
     with ProcessPoolExecutor(workers) as pool:
-        for chunk, future in [(chunk, pool.submit(work, chunk)) for chunk in chunks]:
+        with suppress(BrokenProcessPool):  # it may break while chunks are still being submitted
+            for chunk in chunks:
+                submitted.append(pool.submit(work, chunk))
+        unfinished = chunks[len(submitted) :]
+        for chunk, future in zip(chunks, submitted, strict=False):
             try:
                 reasons.update(future.result())
             except BrokenProcessPool:
-                unfinished += chunk
-    for item in unfinished:
-        with ProcessPoolExecutor(1) as pool:
-            try:
-                reasons.update(pool.submit(work, [item]).result())
-            except BrokenProcessPool:
-                reasons[item[0]] = "decoding it ended the process that did it"
+                unfinished.append(chunk)
+    for chunk in unfinished:
+        reasons |= decode_apart(work, chunk)
     return reasons
+
+
+def decode_apart(work: Callable, items: list[tuple[int, str]]) -> dict[int, str]:
+    """Runs `work` on the items in a process of their own, and where that ends, in one for each."""
+    with ProcessPoolExecutor(1) as pool:
+        try:
+            return dict(pool.submit(work, items).result())
+        except BrokenProcessPool:
+            if len(items) == 1:
+                return {items[0][0]: "decoding it ended the process that did it"}
+    return {row: reason for item in items for row, reason in decode_apart(work, [item]).items()}
 
 
 def prepare_split(

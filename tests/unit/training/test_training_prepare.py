@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -104,6 +105,21 @@ def test_a_picture_that_ends_the_decoding_process_is_named_and_the_others_are_de
     reasons = decode(partial(die_on, 34), [(row, "") for row in range(40)], 2)
     assert reasons.pop(34) == "decoding it ended the process that did it"
     assert reasons == dict.fromkeys(range(1, 40, 2), "odd")
+
+
+def test_a_process_may_end_while_pictures_are_still_being_handed_out(monkeypatch):
+    submit = ProcessPoolExecutor.submit
+
+    def late(pool, work, items):
+        future = submit(pool, work, items)
+        if items[0][0] == 32:  # the chunk that ends its process
+            future.exception()
+        return future
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", late)
+    reasons = decode(partial(die_on, 34), [(row, "") for row in range(130)], 2)
+    assert reasons.pop(34) == "decoding it ended the process that did it"
+    assert reasons == dict.fromkeys(range(1, 130, 2), "odd")
 
 
 def test_the_limit_of_broken_pictures_can_be_set(tmp_path):
