@@ -416,6 +416,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"evaluate: {error}", file=sys.stderr)
         artifact.exit_message(container, str(error))
         return 1
+    except Exception as error:  # all that is told of a processing job is its exit message
+        artifact.exit_message(container, f"{type(error).__name__}: {error}")
+        raise
     for name, figures in result["precision"]["measured"].items():
         print(f"{name}: {figures['correct']} of {result['precision']['pictures']} right, same label as "
               f"{result['precision']['reference']} for {figures['agreement']:.1%}, probabilities differ by at most "

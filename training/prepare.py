@@ -284,6 +284,9 @@ def main(arguments: list[str] | None = None) -> int:
             extract_features(options)
     except PrepareError as error:
         return refuse(container, str(error))
+    except Exception as error:  # all that is told of a processing job is its exit message
+        artifact.exit_message(container, f"{type(error).__name__}: {error}")
+        raise
     return 0
 
 

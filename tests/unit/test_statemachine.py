@@ -7,6 +7,7 @@ from typing import Any
 
 import boto3
 import pytest
+from ministack.services import stepfunctions as interpreter
 
 from tests.makers import template
 
@@ -290,3 +291,18 @@ def test_sdk_integrations_name_operations_and_parameters_that_exist(name: str):
         pascal = lambda names: {name[0].upper() + name[1:] for name in names}  # noqa: E731  whatever the API's own case
         assert set(arguments) <= pascal(shape.members)
         assert pascal(shape.required_members) <= set(arguments)
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        ('{"FailureReason": "AlgorithmError: …", "ExitMessage": "no pictures"}', "AlgorithmError: …: no pictures"),
+        ('{"FailureReason": "CapacityError: none left"}', "CapacityError: none left"),
+        ("it broke", "States.TaskFailed: it broke"),
+    ],
+)
+def test_a_failed_run_says_why_in_the_words_of_its_job(cause: str, message: str):
+    failure = {"State": "Prepare", "Error": "States.TaskFailed", "Cause": cause}
+    context = {"_query_language": "JSONata", "variables": {"failure": failure}}
+    told = interpreter._apply_jsonata_template(STATES["Failed"]["Assign"], {}, context, None, None)
+    assert told["message"] == f"Prepare: {message}"

@@ -4,6 +4,7 @@ import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -153,6 +154,19 @@ def test_classes_that_lost_too_many_pictures_are_refused(tmp_path):
 def test_a_refusal_says_why(tmp_path, snapshot, arguments, reason, capsys):
     assert run(snapshot, tmp_path / "out", *arguments) == 1
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", ["prepare", "evaluate"])
+def test_whatever_nobody_thought_of_is_the_exit_message(monkeypatch, job):
+    def fails(*_, **__):
+        raise OSError("No space left on device")
+
+    told: list[str] = []
+    monkeypatch.setattr(f"{job}.{job}", fails)
+    monkeypatch.setattr("artifact.exit_message", lambda processing, reason: told.append(reason))
+    with pytest.raises(OSError):
+        import_module(job).main([])
+    assert told == ["OSError: No space left on device"]
 
 
 def test_weights_that_do_not_match_fail_the_job_that_would_use_them(tmp_path, snapshot, capsys):
