@@ -134,6 +134,13 @@ def test_the_execution_itself_has_a_time_limit():
     assert STATES["Tune"]["TimeoutSeconds"] + 6 * longest < DEFINITION["TimeoutSeconds"] <= 14 * 86400
 
 
+def test_the_disk_that_all_originals_must_fit_on_can_be_chosen():
+    volume = STATES["Prepare"]["Arguments"]["ProcessingResources"]["ClusterConfig"]["VolumeSizeInGB"]
+    assert volume == "{% $number('${PrepareVolumeGB}') %}"
+    limits = template.template()["Parameters"]["PrepareVolumeGB"]
+    assert (limits["MinValue"], limits["MaxValue"]) == (30, 16384), "as much as SageMaker gives a processing job"
+
+
 def test_a_probe_that_fails_leaves_the_judgement_to_the_alarms():
     """The run must not end, and free the lock, while an update is under way."""
     assert [catcher["Next"] for catcher in STATES["ProbeEndpoint"]["Catch"]] == ["WaitForEndpoint"]
