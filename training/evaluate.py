@@ -28,12 +28,9 @@ import numpy as np
 
 import artifact
 import preprocessing
+from artifact import TOLERANCE
 from predictor import PRECISIONS, BadArtifact, Predictor, core, obstacle
 from preprocessing import BrokenImage
-
-# Largest difference of a probability between torch and the float32 export, here as in export.py. More is no rounding:
-# the pictures are prepared differently, or the processor computes wrongly.
-TOLERANCE = 1e-3
 
 # A less exact precision must be this much faster than a more exact one: less is within what measurements vary by.
 GAIN = 0.05

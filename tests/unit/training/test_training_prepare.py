@@ -145,9 +145,9 @@ def test_classes_that_lost_too_many_pictures_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--image-size", "16"], "--image-size must be from 32 to 1024, not 16"),
-        (["--views", "0"], "--views must be from 1 to 16, not 0"),
-        (["--max-broken", "2"], "--max-broken must be from 0 to 1, not 2"),
+        (["--image-size", "16"], "argument --image-size: must be a whole number from 32 to 1024, not 16"),
+        (["--views", "0"], "argument --views: must be a whole number from 1 to 16, not 0"),
+        (["--max-broken", "2"], "argument --max-broken: must be a number from 0 to 1, not 2"),
         (["--dataset", "nowhere"], "has no manifest.jsonl"),
     ],
 )
