@@ -18,10 +18,10 @@ from torch import nn
 
 import artifact
 from artifact import TOLERANCE
+from batches import EVALUATED, seeded
 from convert import EXAMPLES, core, to_openvino
 from data import Normalise, Prepared, Split, augment
 from preprocessing import Preprocess
-from sources import EVALUATED, seeded
 
 # Pictures that the ranges of the activations are taken from. NNCF's default of 300 takes twice as long, and the
 # probabilities came no nearer to those of float32 than by a tenth of the distance.

@@ -26,10 +26,10 @@ from torch import nn
 import data
 import model as models
 from artifact import SPLITS
+from batches import seeded
 from convert import EXAMPLES, core, to_openvino
 from precision import half
 from prepare import code_version, cores
-from sources import seeded
 
 FILE = "features.npz"
 BATCH = 32  # always so many: what a kernel computes for a picture may depend on how many come with it
@@ -105,7 +105,7 @@ def write(folder: Path, options: argparse.Namespace, prepared: data.Prepared, pr
 def source_hash() -> str:
     """Of the code that decides what the backbone makes of a crop."""
     here = Path(__file__).parent
-    names = ("convert", "data", "features", "model", "sources")
+    names = ("batches", "convert", "data", "features", "model")
     return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in names)).hexdigest()
 
 

@@ -33,9 +33,9 @@ import data
 import features
 import model as models
 from arguments import HYPERPARAMETERS, TrainingError, parse_arguments
+from batches import Features, Pictures
 from checkpoint import Checkpoint, Metrics
 from precision import Precision
-from sources import Features, Pictures
 from steps import (
     BalancedLoss,
     Learner,
