@@ -115,7 +115,7 @@ def train(unfreeze: str, steps: int, variant: str, folder: Path) -> Round:
             if hook:
                 hook.pause()
             loss, accuracy, _ = evaluate(trained, source.evaluation(), criterion, precision)
-            metrics = state.end_epoch(loss, accuracy, 0.0, 0.0)
+            metrics = state.end_epoch(loss, accuracy, 0.0)
             if hook:
                 hook.epoch(metrics["train_loss"], metrics["validation_loss"])
         clock, processor = time.perf_counter() - clock, time.process_time() - processor

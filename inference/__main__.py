@@ -38,7 +38,7 @@ def serve(model_dir: str, host: str, port: int, workers: int) -> int:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        settings = Settings.from_environment(model_dir)
+        settings = Settings.from_environment(model_dir, workers)
         account(settings.run_as)  # a wrong name is told here, once
         listener.bind((host, port))
     except ValueError as error:

@@ -42,6 +42,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")  # a closed list
 MAX_BYTES = 100_000_000
 MAX_PIXELS = 120_000_000  # above the largest common sensors (102 megapixels), 480 MB when decoded
 MIN_SIDE = 8  # pixels; below it there is nothing to classify (tracking pixels, spacers)
+# The most that a stack's parameters can be set to, for pictures that were judged by those already.
+ADMITTED = {"max_bytes": 200_000_000, "max_pixels": MAX_PIXELS, "min_side": 1}
 
 MAX_PROFILE_BYTES = 4_000_000  # larger colour profiles are ignored; those of presses have 0.5 to 3 MB
 COPIED_PIXELS = 500_000  # of a picture that may be copied where that saves work: 2 MB, as `_bytes_needed` allows for
@@ -178,8 +180,11 @@ def decode(
 
 
 def crop(data: bytes, spec: Preprocess) -> bytes:
-    """size*size*3 bytes of RGB, row by row. BrokenImage with the reason when the file is no whole picture."""
-    return prepare(data, spec).pixels
+    """size*size*3 bytes of RGB, row by row, of a picture that was accepted before, by whatever limits a stack has.
+
+    BrokenImage with the reason when the file is no whole picture.
+    """
+    return prepare(data, spec, **ADMITTED).pixels
 
 
 def prepare(

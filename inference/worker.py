@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import os
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from channel import Channel, Kind, Message
 from predictor import BadArtifact, Predictor
-from preprocessing import BrokenImage, prepare
+from preprocessing import BrokenImage, inspect, prepare
 from privileges import drop_privileges
 from settings import BAD_ARTIFACT, Settings
 
@@ -50,6 +53,7 @@ def work(channel: Channel, settings: Settings, supervisor: int) -> int:
     log.info("model %s is ready after %.2f s", predictor.model_version, time.perf_counter() - started)
     channel.ready(json.dumps({"model_version": predictor.model_version}).encode())
     channel.worker.settimeout(PARENT_CHECK)
+    room = settings.memory - own_memory()
     own = os.getpid()
     while os.getppid() == supervisor:
         try:
@@ -59,16 +63,27 @@ def work(channel: Channel, settings: Settings, supervisor: int) -> int:
         if message.process != own:
             continue  # meant for the one before; whoever sent it does so again
         channel.begin(message.number)
-        outcome, answer = respond(predictor, message.kind, channel.read(message.length))
+        outcome, answer = respond(predictor, message.kind, channel.read(message.length), room)
         length = channel.write([json.dumps(answer).encode()])
         channel.send(channel.worker, Message(outcome, own, message.number, length))
     return 0
 
 
-def respond(predictor: Predictor, kind: Kind, body: memoryview) -> tuple[Kind, Any]:
-    """What becomes of a request: {"classes": …} for each picture, or an error's code and message."""
+def own_memory() -> int:
+    """Bytes that this process has and shares with no file; macOS does not say, so none there."""
+    with suppress(FileNotFoundError):
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+        return (resident - shared) * mmap.PAGESIZE
+    return 0
+
+
+def respond(predictor: Predictor, kind: Kind, body: memoryview, room: int) -> tuple[Kind, Any]:
+    """What becomes of a request: {"classes": …} for each picture, or an error's code and message.
+
+    `room`: bytes of memory for decoding.
+    """
     try:
-        images = crops(predictor, body) if kind is Kind.CROPS else picture(predictor, body)
+        images = crops(predictor, body) if kind is Kind.CROPS else picture(predictor, body, room)
         return Kind.ANSWERED, [{"classes": classes} for classes in predictor.top(predictor.predict(images))]
     except Refused as refused:
         return Kind.REFUSED, {"code": refused.code, "message": str(refused)}
@@ -89,11 +104,15 @@ def crops(predictor: Predictor, body: memoryview) -> np.ndarray:
     return np.frombuffer(body, np.uint8).reshape(-1, *shape)
 
 
-def picture(predictor: Predictor, body: memoryview) -> np.ndarray:
+def picture(predictor: Predictor, body: memoryview, room: int) -> np.ndarray:
     """uint8 [1, size, size, 3] of a picture's file."""
-    size = predictor.preprocess.size
+    size, data = predictor.preprocess.size, bytes(body)
     try:
-        crop = prepare(bytes(body), predictor.preprocess)
+        header = inspect(data, predictor.preprocess)
+        if header.bytes_needed > room:  # a small file can hold 120 megapixels; out of memory, any process ends
+            needed = f"{header.width}x{header.height} pixels take {header.bytes_needed / 1e6:,.0f} MB"
+            raise BrokenImage(f"too large to decode here: {needed}, and a worker has {max(room, 0) / 1e6:,.0f} MB")
+        crop = prepare(data, predictor.preprocess)
     except BrokenImage as broken:
         raise Refused("BrokenImage", str(broken)) from None
     return np.frombuffer(crop.pixels, np.uint8).reshape(1, size, size, 3)

@@ -53,7 +53,17 @@ def text(value: str) -> str:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise TrainingError(f"hyperparameters: {message}")
+        raise TrainingError(message)
+
+
+def add_what_features_depend_on(add: Callable) -> None:
+    """The arguments that prepare.py has, too: train.py takes its features only where all of them are its own."""
+    add("--unfreeze", type=one_of("none", "layer4", "all"), default="none", help="what is trained beside fc")
+    add("--image-size", type=number(int, 32, 1024), default=224, help="of the model's input; once prepared for, fixed")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0)
+    add("--augmentation", type=one_of("none", "light", "strong"), default="light")
+    add("--views", type=number(int, 1, 16), default=2, help="frozen backbone: augmented views of each picture")
+    add("--precision", type=one_of("auto", "float32"), default="auto", help="auto: 16 bits where they are fast")
 
 
 def parse_arguments(arguments: list[str] | None = None, description: str | None = None) -> argparse.Namespace:
@@ -67,16 +77,11 @@ def parse_arguments(arguments: list[str] | None = None, description: str | None 
     add("--batch-size", type=number(int, 2, 4096), default=16)
     add("--epochs", type=number(int, 1, 1000), default=10)
     # fixed
-    add("--unfreeze", type=one_of("none", "layer4", "all"), default="none", help="what is trained beside fc")
-    add("--image-size", type=number(int, 32, 1024), default=224, help="must be what the data was prepared for")
-    add("--seed", type=number(int, 0, 2**31 - 1), default=0)
+    add_what_features_depend_on(add)
     add("--weight-decay", type=number(float, 0, 1), default=0.05)
     add("--label-smoothing", type=number(float, 0, 0.5), default=0.1)
-    add("--augmentation", type=one_of("none", "light", "strong"), default="light")
     add("--warm-up", type=number(float, 0, 0.9), default=0.25, help="share of the steps in which lr rises")
-    add("--views", type=number(int, 1, 16), default=2, help="frozen backbone: augmented views of each picture")
     add("--patience", type=number(int, 1, 1000), default=10, help="epochs without a better one before stopping")
-    add("--precision", type=one_of("auto", "float32"), default="auto", help="auto: 16 bits where they are fast")
     add("--loader-workers", type=number(int, 1, 64), default=2, help="threads that read and augment ahead")
     add("--export", type=one_of("true", "false"), default="true", help="false: a trial, only the metrics count")
     add("--int8", type=one_of("true", "false"), default="true", help="export the model quantised to int8 as well")

@@ -19,7 +19,9 @@ class State:
 
     epoch: int = 0
     step: int = 0  # batches of this epoch that are done
+    lr: float = 0.0  # of the first of them
     loss: float = 0.0  # sums over them
+    weight: float = 0.0
     correct: int = 0
     seen: int = 0
     history: list[Metrics] = field(default_factory=list)
@@ -27,20 +29,20 @@ class State:
     best_weights: dict | None = None
     seconds: float = 0.0
 
-    def end_epoch(self, validation_loss: float, validation_accuracy: float, lr: float, seconds: float) -> Metrics:
+    def end_epoch(self, validation_loss: float, validation_accuracy: float, seconds: float) -> Metrics:
         """The metrics of the epoch, which join the history; the sums begin anew."""
         self.epoch += 1
         metrics: Metrics = {
             "epoch": self.epoch,
-            "train_loss": self.loss / self.seen,
+            "train_loss": self.loss / self.weight,
             "train_accuracy": self.correct / self.seen,
             "validation_loss": validation_loss,
             "validation_accuracy": validation_accuracy,
-            "lr": lr,
+            "lr": self.lr,
             "seconds": round(seconds, 3),
         }
         self.history.append(metrics)
-        self.step, self.loss, self.correct, self.seen, self.seconds = 0, 0.0, 0, 0, 0.0
+        self.step, self.loss, self.weight, self.correct, self.seen, self.seconds = 0, 0.0, 0.0, 0, 0, 0.0
         return metrics
 
 

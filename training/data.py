@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from artifact import SPLITS
 from preprocessing import Preprocess
 
-SPLITS = ("train", "validation", "test")
 T = TypeVar("T")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from library import smdebug
+from smdebug_library import smdebug
 
 # Shares of the steps' time that saves of each kind may take. What is left of the 5 % that are promised is for the saves
 # of the first steps, which come unasked, and for counting steps.

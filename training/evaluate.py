@@ -28,12 +28,9 @@ import numpy as np
 
 import artifact
 import preprocessing
+from artifact import TOLERANCE
 from predictor import PRECISIONS, BadArtifact, Predictor, core, obstacle
 from preprocessing import BrokenImage
-
-# Largest difference of a probability between torch and the float32 export, here as in export.py. More is no rounding:
-# the pictures are prepared differently, or the processor computes wrongly.
-TOLERANCE = 1e-3
 
 # A less exact precision must be this much faster than a more exact one: less is within what measurements vary by.
 GAIN = 0.05
@@ -416,6 +413,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"evaluate: {error}", file=sys.stderr)
         artifact.exit_message(container, str(error))
         return 1
+    except Exception as error:  # all that is told of a processing job is its exit message
+        artifact.exit_message(container, f"{type(error).__name__}: {error}")
+        raise
     for name, figures in result["precision"]["measured"].items():
         print(f"{name}: {figures['correct']} of {result['precision']['pictures']} right, same label as "
               f"{result['precision']['reference']} for {figures['agreement']:.1%}, probabilities differ by at most "

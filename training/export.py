@@ -17,14 +17,11 @@ import torch
 from torch import nn
 
 import artifact
+from artifact import TOLERANCE
+from batches import EVALUATED, seeded
 from convert import EXAMPLES, core, to_openvino
 from data import Normalise, Prepared, Split, augment
 from preprocessing import Preprocess
-from sources import EVALUATED, seeded
-
-# Largest difference of a probability between torch in float32 and the exported model. The IR holds float32, but the CPU
-# plugin may fold and reorder; where the comparison itself runs in bfloat16 a model would be refused for no fault.
-TOLERANCE = 1e-3
 
 # Pictures that the ranges of the activations are taken from. NNCF's default of 300 takes twice as long, and the
 # probabilities came no nearer to those of float32 than by a tenth of the distance.

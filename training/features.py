@@ -25,10 +25,11 @@ from torch import nn
 
 import data
 import model as models
+from artifact import SPLITS
+from batches import seeded
 from convert import EXAMPLES, core, to_openvino
 from precision import half
 from prepare import code_version, cores
-from sources import seeded
 
 FILE = "features.npz"
 BATCH = 32  # always so many: what a kernel computes for a picture may depend on how many come with it
@@ -74,9 +75,9 @@ def load(folder: Path, wanted: dict[str, Any], prepared: data.Prepared) -> Array
         if differs := [name for name in wanted if made_of["settings"].get(name) != wanted[name]]:
             print(f"features: those in the training channel are not used, made with other {', '.join(differs)}")
             return None
-        arrays = {name: file[name] for name in data.SPLITS}
-    counts = {name: arrays[name].shape[-2] for name in data.SPLITS}
-    if counts != {name: len(getattr(prepared, name)) for name in data.SPLITS}:
+        arrays = {name: file[name] for name in SPLITS}
+    counts = {name: arrays[name].shape[-2] for name in SPLITS}
+    if counts != {name: len(getattr(prepared, name)) for name in SPLITS}:
         raise data.DataError(f"{FILE} is of {counts} pictures, index.json of others: prepare the dataset again")
     return arrays
 
@@ -104,7 +105,7 @@ def write(folder: Path, options: argparse.Namespace, prepared: data.Prepared, pr
 def source_hash() -> str:
     """Of the code that decides what the backbone makes of a crop."""
     here = Path(__file__).parent
-    names = ("convert", "data", "features", "model", "sources")
+    names = ("batches", "convert", "data", "features", "model")
     return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in names)).hexdigest()
 
 
@@ -116,7 +117,7 @@ def read_known(previous: Path, made_of: str) -> dict[tuple[str, str], np.ndarray
             if str(file["made_of"]) != made_of:
                 return {}
             found = {}
-            for name in data.SPLITS:
+            for name in SPLITS:
                 views = file[name] if name == "train" else file[name][None]
                 for row, sha256 in enumerate(index[name]["sha256"]):
                     found[kind(name), sha256] = views[:, row]
@@ -146,7 +147,7 @@ def extract(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the batches are what runs in parallel: threads within one would wait for each other
     try:
-        for name in data.SPLITS:
+        for name in SPLITS:
             split: data.Split = getattr(prepared, name)
             views = options.views if name == "train" else 1
             array = np.zeros((views, len(split), models.FEATURES), np.float32)

@@ -20,8 +20,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,10 +33,11 @@ from PIL import features
 
 import artifact
 import preprocessing
+from arguments import Parser, TrainingError, add_what_features_depend_on, number
+from artifact import SPLITS
 from preprocessing import BrokenImage, Preprocess
 
 MIN_TRAIN_PICTURES = 2  # of each class; one picture cannot be told from its background
-SPLITS = ("train", "validation", "test")
 
 
 class PrepareError(ValueError):
@@ -102,24 +104,35 @@ def decode(work: Callable, items: list[tuple[int, str]], workers: int) -> dict[i
     """Runs `work` on all items in parallel; why each broken row is broken.
 
     A picture that ends the process which decodes it (a decoder's fault, or the kernel taking back memory) takes the
-    whole pool with it: what the pool had not finished is then decoded in a process for each picture.
+    whole pool with it: what the pool had not finished is then decoded by other processes, one after the other.
     """
     reasons: dict[int, str] = {}
     chunks = [items[at : at + 32] for at in range(0, len(items), 32)]
-    unfinished = []
+    submitted: list[Future] = []
     with ProcessPoolExecutor(workers) as pool:
-        for chunk, future in [(chunk, pool.submit(work, chunk)) for chunk in chunks]:
+        with suppress(BrokenProcessPool):  # it may break while chunks are still being submitted
+            for chunk in chunks:
+                submitted.append(pool.submit(work, chunk))
+        unfinished = chunks[len(submitted) :]
+        for chunk, future in zip(chunks, submitted, strict=False):
             try:
                 reasons.update(future.result())
             except BrokenProcessPool:
-                unfinished += chunk
-    for item in unfinished:
-        with ProcessPoolExecutor(1) as pool:
-            try:
-                reasons.update(pool.submit(work, [item]).result())
-            except BrokenProcessPool:
-                reasons[item[0]] = "decoding it ended the process that did it"
+                unfinished.append(chunk)
+    for chunk in unfinished:
+        reasons |= decode_apart(work, chunk)
     return reasons
+
+
+def decode_apart(work: Callable, items: list[tuple[int, str]]) -> dict[int, str]:
+    """Runs `work` on the items in a process of their own, and where that ends, in one for each."""
+    with ProcessPoolExecutor(1) as pool:
+        try:
+            return dict(pool.submit(work, items).result())
+        except BrokenProcessPool:
+            if len(items) == 1:
+                return {items[0][0]: "decoding it ended the process that did it"}
+    return {row: reason for item in items for row, reason in decode_apart(work, [item]).items()}
 
 
 def prepare_split(
@@ -135,13 +148,13 @@ def prepare_split(
         return [], []
     # `broken` rows leave holes: they are closed afterwards, so that decoding needs no lock and no second copy.
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    for number, row in enumerate(rows):
+    for at, row in enumerate(rows):
         if row["sha256"] in known:
-            array[number] = known[row["sha256"]]
+            array[at] = known[row["sha256"]]
     array.flush()
-    items = [(number, row["sha256"]) for number, row in enumerate(rows) if row["sha256"] not in known]
+    items = [(at, row["sha256"]) for at, row in enumerate(rows) if row["sha256"] not in known]
     reasons = decode(partial(decode_into, path, shape, spec, images), items, workers)
-    kept = [number for number in range(len(rows)) if number not in reasons]
+    kept = [at for at in range(len(rows)) if at not in reasons]
     if reasons:
         for target, source in enumerate(kept):
             array[target] = array[source]
@@ -193,7 +206,7 @@ def prepare(
     rows, classes = read_manifest(dataset)
     check_classes(rows, classes)
     output.mkdir(parents=True, exist_ok=True)
-    spec = Preprocess(size=image_size, resize=round(image_size * 256 / 224))
+    spec = Preprocess.default(image_size)
     square = replace(spec, size=spec.resize)  # what random crops are taken from
     known = read_known(previous, spec)
     index: dict = {"code": code_version(), "splits": {}, "skipped": []}
@@ -239,29 +252,19 @@ def extract_features(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     container = Path(__file__).absolute().parents[2]  # the job's input `code` is /opt/ml/processing/input/code
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--image-size", type=int, default=224, help="side of the model's input in pixels, 32 to 1024")
     add("--dataset", type=Path, default=container / "input/dataset")
     add("--images", type=Path, default=container / "input/images")
     add("--previous", type=Path, default=container / "input/previous", help="an earlier output of this job; optional")
     add("--output", type=Path, default=container / "output/prepared")
-    add("--max-broken", type=float, default=0.05, help="share of unreadable pictures that is tolerated")
+    add("--max-broken", type=number(float, 0, 1), default=0.05, help="share of unreadable pictures that is tolerated")
     add("--workers", type=int, help="processes; as many as cores when not given")
-    # for the features, with the defaults of train.py, which takes them only where its own are the same
-    add("--unfreeze", choices=("none", "layer4", "all"), default="none", help="none: extract features, given weights")
     add("--weights", type=Path, default=container / "input/weights", help="folder of the pretrained weights; optional")
-    add("--views", type=int, default=2)
-    add("--augmentation", choices=("none", "light", "strong"), default="light")
-    add("--precision", choices=("auto", "float32"), default="auto")
-    add("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    for name, low, high in (("image_size", 32, 1024), ("views", 1, 16), ("max_broken", 0, 1), ("seed", 0, 2**31 - 1)):
-        if not low <= getattr(options, name) <= high:
-            named, given = name.replace("_", "-"), getattr(options, name)
-            return refuse(container, f"--{named} must be from {low} to {high}, not {given}")
+    add_what_features_depend_on(add)
     begun = time.perf_counter()
     try:
+        options = parser.parse_args(arguments)
         index = prepare(
             options.dataset, options.images, options.output, options.image_size, options.max_broken, options.workers,
             options.previous,
@@ -270,8 +273,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"prepared {total} pictures of {options.image_size} pixels in {time.perf_counter() - begun:.1f} s")
         if options.unfreeze == "none":
             extract_features(options)
-    except PrepareError as error:
+    except (PrepareError, TrainingError) as error:
         return refuse(container, str(error))
+    except Exception as error:  # all that is told of a processing job is its exit message
+        artifact.exit_message(container, f"{type(error).__name__}: {error}")
+        raise
     return 0
 
 

@@ -15,7 +15,9 @@ from torch import nn
 
 import rules
 import system_rules
+from artifact import SPLITS
 from debugging import Hook, tensors_folder
+from prepare import cores
 from rules import Finding, Observations
 from sampler import Sampler
 from system_rules import Setup
@@ -44,7 +46,7 @@ class Profile:
         self.rules: RulesProcess | None = None
         self.error = ""  # why there is no hook
         self.sampler = Sampler(folder / "profiler")
-        self.sampler.seen.cores = os.cpu_count() or 1
+        self.sampler.seen.cores = cores()
         self.sampler.seen.loader_workers = options.loader_workers
         self.timer = StepTimer(self.sampler.step, CudaClock() if device.type == "cuda" else HostClock())
         # At half time the loss must be lower than at the start: before, the learning rate has hardly left its peak.
@@ -124,7 +126,7 @@ class Profile:
             "metrics": metrics,
             "epochs": len(history),
             "model": usable,
-            "pictures": {split: len(getattr(prepared, split)) for split in ("train", "validation", "test")},
+            "pictures": {split: len(getattr(prepared, split)) for split in SPLITS},
             "skipped": prepared.skipped[:50],
             "per_class": precision_recall(confusion, prepared.classes),
             "system": system_rules.overall_system_usage(self.sampler.seen),

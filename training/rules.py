@@ -133,7 +133,7 @@ def loss_not_decreasing(
     if len(means) < 2 or means[-1][0] < max(start_step, 2 * num_steps - 1):  # steps count from 0
         return None
     last, losses = means[-1][0], [loss for _, loss in means]
-    begun, lowest = chance_loss if math.isfinite(chance_loss) else losses[0], min(losses[1:])
+    begun, lowest = (chance_loss, min(losses)) if math.isfinite(chance_loss) else (losses[0], min(losses[1:]))
     if lowest > begun * (1 - diff_percent / 100):
         return {"step": last, "tensor": "train loss", "value": round(lowest, 6), "before": round(begun, 6)}
     for number, before in enumerate(losses[:-1]):

@@ -32,6 +32,11 @@ class BalancedLoss(nn.CrossEntropyLoss):
         return (losses * weights).sum() / weights.sum()
 
 
+def weight_of(criterion: nn.CrossEntropyLoss, labels: torch.Tensor) -> torch.Tensor:
+    """What the loss of a batch counts in a mean over several: the criterion divided by as much."""
+    return torch.tensor(len(labels)) if criterion.weight is None else criterion.weight[labels].sum()
+
+
 @dataclass
 class Learner:
     """What is trained, and with what. `parts`: micro-batches that a batch is cut into, more when memory runs out."""
@@ -81,10 +86,8 @@ class Learner:
             with self.precision.autocast():
                 logits = self.trained(some)
             partial = self.criterion(logits.float(), truth)
-            if parts > 1:  # the criterion divides by its own part's weights
-                weight = self.criterion.weight
-                assert weight is not None
-                partial = partial * (weight[truth].sum() / weight[labels].sum())
+            if parts > 1:
+                partial = partial * (weight_of(self.criterion, truth) / weight_of(self.criterion, labels))
             self.timer.mark("forward")
             self.precision.scaler.scale(partial).backward()
             self.timer.mark("backward")
@@ -96,18 +99,24 @@ class Learner:
 def train_one_epoch(learner: Learner, source: Any, state: State, interrupted: Callable[[], bool]) -> bool:
     """From batch `state.step` to the end of the epoch; False where `interrupted` ended it before. `state` sums up."""
     learner.timer.begin()
+    if state.step == 0:
+        state.lr = learner.optimizer.param_groups[0]["lr"]
     total_loss: Any = 0.0
+    total_weight: Any = 0.0
     correct: Any = 0
     for inputs, labels in source.train(state.epoch, state.step):
         learner.timer.mark("wait")
         loss, right = learner.step(inputs, labels)
-        total_loss += loss.double() * len(labels)  # on the device: reading it would wait for the step
+        weight = weight_of(learner.criterion, labels).double()
+        total_loss += loss * weight  # on the device: reading it would wait for the step
+        total_weight += weight
         correct += right
         state.step, state.seen = state.step + 1, state.seen + len(labels)
         learner.timer.end()
         if state.step < source.steps_per_epoch and interrupted():
             break
     state.loss += float(total_loss)
+    state.weight += float(total_weight)
     state.correct += int(correct)
     return state.step >= source.steps_per_epoch
 
@@ -134,22 +143,23 @@ def renew_statistics(trained: nn.Module, batches: Iterator, precision: Precision
 
 
 def evaluate(
-    trained: nn.Module, batches: Iterator, criterion: nn.Module, precision: Precision
+    trained: nn.Module, batches: Iterator, criterion: nn.CrossEntropyLoss, precision: Precision
 ) -> tuple[float, float, torch.Tensor]:
-    """(mean loss, accuracy, probabilities [N, classes]) over batches of inputs and labels."""
-    total, correct, count, probabilities = 0.0, 0, 0, []
+    """(mean loss, accuracy, probabilities [N, classes]) over batches of inputs and labels, however they are cut."""
+    total, weights, correct, count, probabilities = 0.0, 0.0, 0, 0, []
     with torch.no_grad():  # not inference_mode: the hook keeps what it sees
         for inputs, labels in batches:
             with precision.autocast():
                 logits = trained(inputs)
             logits = logits.float()
-            total += float(criterion(logits, labels)) * len(labels)
+            weight = float(weight_of(criterion, labels))
+            total, weights = total + float(criterion(logits, labels)) * weight, weights + weight
             correct += int((logits.argmax(1) == labels).sum())
             count += len(labels)
             probabilities.append(logits.softmax(1).cpu())
     if not count:
         return math.nan, math.nan, torch.zeros(0, 0)
-    return total / count, correct / count, torch.cat(probabilities)
+    return total / weights, correct / count, torch.cat(probabilities)
 
 
 def class_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:

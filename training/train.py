@@ -33,9 +33,9 @@ import data
 import features
 import model as models
 from arguments import HYPERPARAMETERS, TrainingError, parse_arguments
+from batches import Features, Pictures
 from checkpoint import Checkpoint, Metrics
 from precision import Precision
-from sources import Features, Pictures
 from steps import (
     BalancedLoss,
     Learner,
@@ -135,8 +135,10 @@ def train(options: argparse.Namespace) -> bool:
     weights = class_weights(prepared.train.labels, len(prepared.classes)).to(device)
     criterion = BalancedLoss(weights, label_smoothing=options.label_smoothing)
     optimizer = torch.optim.AdamW(models.parameter_groups(trained, options.weight_decay), lr=options.lr, fused=True)
+    # A rise that ends with the very first step (a quarter of 3 + 1) has no length, and OneCycleLR divides by it.
+    warm_up = options.warm_up * (1 - 1e-9)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.lr, total_steps=total_steps + 1, pct_start=options.warm_up, cycle_momentum=False
+        optimizer, options.lr, total_steps=total_steps + 1, pct_start=warm_up, cycle_momentum=False
     )
     learner = Learner(trained, criterion, optimizer, scheduler, precision)
 
@@ -166,7 +168,7 @@ def train(options: argparse.Namespace) -> bool:
     spoils = ""  # why it was ended, had it nothing good to come to
     with profile or nullcontext():
         while state.epoch < options.epochs:
-            begun, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
+            begun = time.perf_counter()
             models.train_mode(trained)
             if profile:
                 profile.gradient_scale = precision.scaler.get_scale()  # it halves where a step overflows
@@ -185,7 +187,7 @@ def train(options: argparse.Namespace) -> bool:
             trained.eval()
             loss, accuracy, _ = evaluate(trained, source.evaluation(prepared.validation), criterion, precision)
             seconds = state.seconds + time.perf_counter() - begun
-            metrics = state.end_epoch(loss, accuracy, rate, seconds)
+            metrics = state.end_epoch(loss, accuracy, seconds)
             print(metric_line(metrics), flush=True)
             if profile:
                 profile.epoch(metrics)

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import rules
-from library import smdebug
 from rules import Finding, Observations
+from smdebug_library import smdebug
 
 POLL = 0.5  # seconds between looks at the folder
 NICENESS = 10  # training comes first

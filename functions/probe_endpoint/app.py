@@ -13,7 +13,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from common import aws, endpoint
 from common.errors import EndpointTrouble
 from common.tracing import tracer
-from preprocessing import Preprocess, prepare
+from preprocessing import Preprocess, crop
 
 logger = Logger()
 
@@ -25,7 +25,7 @@ PICTURES = 4
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """`{"endpoint", "bucket", "manifest": key, "preprocess", "requests", "seconds"}` to how it went."""
     spec = Preprocess.from_json(event["preprocess"])
-    crops = [prepare(data, spec).pixels for data in pictures(event["bucket"], event["manifest"])]
+    crops = [crop(data, spec) for data in pictures(event["bucket"], event["manifest"])]
     pause = event["seconds"] / event["requests"]
     failures: list[str] = []
     for number in range(event["requests"]):

@@ -117,9 +117,10 @@ def metrics(line: str) -> dict[str, float]:
 
 def cause_in_words(cause: str) -> str:
     """What of a failed task's cause is for people: of a job's description, or a function's error, the reason alone."""
-    reason = re.search(r'"(?:FailureReason|errorMessage)": ?"((?:[^"\\]|\\.)*)"', cause)
-    if reason:
-        return cause[: cause.index("{")] + str(json.loads(f'"{reason[1]}"'))
+    names = ("FailureReason", "ExitMessage", "errorMessage")
+    found = (re.search(rf'"{name}": ?("(?:[^"\\]|\\.)*")', cause) for name in names)
+    if reasons := [json.loads(reason[1]) for reason in found if reason]:
+        return cause[: cause.index("{")] + ": ".join(reasons)
     return cause if len(cause) <= 300 else f"{cause[:300]} …"
 
 

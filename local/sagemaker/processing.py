@@ -16,7 +16,6 @@ from .jobs import (
     LogFollower,
     Stopped,
     Work,
-    algorithm_error,
     check_local_path,
     check_role,
     check_uri,
@@ -50,6 +49,7 @@ CONFIGURATION = {  # what processingjobconfig.json tells the container
     "StoppingCondition",
 }
 EXIT_MESSAGE_LIMIT = 1024  # characters of /opt/ml/output/message
+ALGORITHM_ERROR = "AlgorithmError: See job logs for more information"  # of every container that fails by itself
 
 
 class ProcessingJobs:
@@ -208,7 +208,7 @@ class ProcessingJobs:
         async with LogFollower(container.log, LOG_GROUP, stream), uploading(self.work, continuous):
             outcome = await self.work.run(container, argv, env, container.opt_ml, limit, stop)
         stopped = outcome.timed_out or stop.is_set()
-        reason = algorithm_error(container, outcome.exit_code) if outcome.code and not stopped else ""
+        reason = ALGORITHM_ERROR if outcome.code and not stopped else ""
         try:
             job["ExitMessage"] = exit_message(container)
             for mirror, _ in mirrors:  # those of a failed job too, as SageMaker does

@@ -78,7 +78,9 @@ tries are not those that AWS would try. Training jobs of a tuning job run as all
     "ProcessingJob": (
         "Processing jobs",
         """\
-An image other than `local/…` needs a `ContainerEntrypoint`, because there is no image that could bring one.""",
+An image other than `local/…` needs a `ContainerEntrypoint`, because there is no image that could bring one.
+Of one that fails by itself `FailureReason` says no more than that, as on AWS; why is for the script to write to
+`/opt/ml/output/message`, which becomes the `ExitMessage`, and in the log.""",
     ),
     "Model": (
         "Models",

@@ -182,7 +182,7 @@ SCENARIOS = {
 
 ABORTED, TIMED_OUT = "ABORTED", "TIMED_OUT"
 LOST = "States.Timeout"  # of a call that was heeded: its answer is lost, again and again
-JOB_FAILED = json.dumps({"ProcessingJobStatus": "Failed", "FailureReason": "the data is wrong"})
+JOB_FAILED = json.dumps({"ProcessingJobStatus": "Failed", "FailureReason": "Error", "ExitMessage": "the data is wrong"})
 NO_CAPACITY = (
     "CapacityError: Unable to provision requested ML compute capacity. Please retry using a different ML instance"
 )
@@ -472,7 +472,7 @@ def test_after(case: tuple[str, str], cases: dict[tuple[str, str], Case], told: 
         and name not in MEETING_ANOTHER | {"FreeLock"}
     ):
         assert messages[0]["why"].startswith(f"{name}: ")
-        assert error != "States.TaskFailed" or messages[0]["why"] == f"{name}: the data is wrong"
+        assert error != "States.TaskFailed" or messages[0]["why"] == f"{name}: Error: the data is wrong"
 
 
 def check(case: Case) -> None:

@@ -137,6 +137,7 @@ class Workflow:
             "UseSpotTraining": "false", "ManagedDebugger": "false",
             "TrainingInstanceType": "ml.c5.xlarge", "FollowInstanceTypes": "", "EndpointMode": "real-time",
             "EndpointInstanceType": "ml.c7i.large", "EvaluationInstanceType": "", "ServingPrecision": "auto",
+            "PrepareVolumeGB": "100",
         } | substitutions  # fmt: skip
 
     def run(

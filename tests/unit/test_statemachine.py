@@ -7,6 +7,7 @@ from typing import Any
 
 import boto3
 import pytest
+from ministack.services import stepfunctions as interpreter
 
 from tests.makers import template
 
@@ -131,6 +132,13 @@ def test_the_execution_itself_has_a_time_limit():
     """It leaves room for a tuning job, and for the longest that the others may take, a second training included."""
     longest = template.template()["Parameters"]["JobMaxSeconds"]["MaxValue"]
     assert STATES["Tune"]["TimeoutSeconds"] + 6 * longest < DEFINITION["TimeoutSeconds"] <= 14 * 86400
+
+
+def test_the_disk_that_all_originals_must_fit_on_can_be_chosen():
+    volume = STATES["Prepare"]["Arguments"]["ProcessingResources"]["ClusterConfig"]["VolumeSizeInGB"]
+    assert volume == "{% $number('${PrepareVolumeGB}') %}"
+    limits = template.template()["Parameters"]["PrepareVolumeGB"]
+    assert (limits["MinValue"], limits["MaxValue"]) == (30, 16384), "as much as SageMaker gives a processing job"
 
 
 def test_a_probe_that_fails_leaves_the_judgement_to_the_alarms():
@@ -290,3 +298,18 @@ def test_sdk_integrations_name_operations_and_parameters_that_exist(name: str):
         pascal = lambda names: {name[0].upper() + name[1:] for name in names}  # noqa: E731  whatever the API's own case
         assert set(arguments) <= pascal(shape.members)
         assert pascal(shape.required_members) <= set(arguments)
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        ('{"FailureReason": "AlgorithmError: …", "ExitMessage": "no pictures"}', "AlgorithmError: …: no pictures"),
+        ('{"FailureReason": "CapacityError: none left"}', "CapacityError: none left"),
+        ("it broke", "States.TaskFailed: it broke"),
+    ],
+)
+def test_a_failed_run_says_why_in_the_words_of_its_job(cause: str, message: str):
+    failure = {"State": "Prepare", "Error": "States.TaskFailed", "Cause": cause}
+    context = {"_query_language": "JSONata", "variables": {"failure": failure}}
+    told = interpreter._apply_jsonata_template(STATES["Failed"]["Assign"], {}, context, None, None)
+    assert told["message"] == f"Prepare: {message}"

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from preprocessing import ADMITTED, Preprocess, crop
 from tests.makers import template
+from tests.makers.images import encode, picture
 
 TEMPLATE = template.template()
 
@@ -104,6 +106,17 @@ def read_and_used() -> dict[str, tuple[set[str], set[str]]]:
                 names = [target.id for target in node.targets if isinstance(target, ast.Name)]
             found |= {f"{module}.{name}": ({a or b for a, b in read}, used) for name in names}
     return found
+
+
+def test_what_the_limits_may_admit_as_a_label_can_be_trained_on():
+    parameters = TEMPLATE["Parameters"]
+    admitted = {
+        "max_bytes": 1_000_000 * parameters["MaxImageMegabytes"]["MaxValue"],
+        "max_pixels": 1_000_000 * parameters["MaxImageMegapixels"]["MaxValue"],
+        "min_side": parameters["MinImageSide"]["MinValue"],
+    }
+    assert admitted == ADMITTED
+    assert crop(encode(picture(30, 1)), Preprocess.default(32))
 
 
 def test_functions_are_given_the_environment_that_they_read():

@@ -36,6 +36,8 @@ def test_metrics_of_a_line_of_the_training_log():
 def test_of_a_failed_job_the_reason_is_shown_and_not_its_whole_description():
     described = '{"TrainingJobName": "t", "FailureReason": "AlgorithmError: \\"lr\\" is missing", "RoleArn": "r"}'
     assert cause_in_words(f"Tune: Failed: {described}") == 'Tune: Failed: AlgorithmError: "lr" is missing'
+    described = '{"ExitMessage": "no pictures", "FailureReason": "AlgorithmError: See job logs", "RoleArn": "r"}'
+    assert cause_in_words(f"Prepare: {described}") == "Prepare: AlgorithmError: See job logs: no pictures"
     assert cause_in_words("x" * 500) == "x" * 300 + " …"
 
 

@@ -54,7 +54,7 @@ def test_a_function_without_its_layer_says_so():
 
 def test_probes_count_failures_and_do_not_raise(aws, context, monkeypatch):
     out = io.BytesIO()
-    Image.new("RGB", (40, 40)).save(out, "PNG")
+    Image.new("RGB", (40, 6)).save(out, "PNG")  # which a stack with a MinImageSide of 6 accepts as a label
     aws.s3.put_object(Bucket=aws.artifacts, Key="images/abc", Body=out.getvalue())
     manifest = json.dumps([{"prefix": f"s3://{aws.artifacts}/images/"}, "abc"])
     aws.s3.put_object(Bucket=aws.artifacts, Key="datasets/1/test.manifest", Body=manifest)

@@ -20,9 +20,12 @@ import psutil
 import pytest
 
 import predictor
+from channel import Kind
+from settings import Settings
 from tests.makers.corpus import broken
-from tests.makers.images import encode, picture
+from tests.makers.images import encode, picture, png_header
 from tests.makers.models import make_artifact
+from worker import own_memory, respond
 
 INFERENCE = Path(predictor.__file__).parent
 CROPS = "application/x-rgb-crops"
@@ -167,6 +170,23 @@ def test_a_request_that_cannot_be_served_says_why(server, request_, expected):
     assert (status, answer["error"]["code"]) == expected
     assert answer["error"]["message"]
     assert call(server, "/ping")[0] == 200
+
+
+def test_a_picture_that_takes_more_memory_than_there_is_is_refused_before_it_is_decoded(artifact):
+    model, room = predictor.Predictor(artifact), 400_000_000
+    message = "too large to decode here: 10000x10000 pixels take 505 MB, and a worker has 400 MB"
+    refused = respond(model, Kind.PICTURE, memoryview(png_header(10_000, 10_000)), room)
+    assert refused == (Kind.REFUSED, {"code": "BrokenImage", "message": message})
+    assert respond(model, Kind.PICTURE, memoryview(encode(picture(40, 40))), room)[0] is Kind.ANSWERED
+
+
+def test_a_worker_may_take_its_share_of_the_containers_memory(monkeypatch, tmp_path):
+    limit, machine = tmp_path / "memory.max", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr("settings.MEMORY_LIMITS", (limit, tmp_path / "none"))
+    for told, all_of_it in (("max\n", machine), ("800000000\n", 800_000_000), (str(2**63 - 4096), machine)):
+        limit.write_text(told)
+        assert Settings.from_environment("model", workers=4).memory == all_of_it // 4
+    assert 10_000_000 < own_memory() < psutil.Process().memory_info().rss
 
 
 def test_a_body_in_chunks_is_limited_too(server):

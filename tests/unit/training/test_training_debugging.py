@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import debugging
-import library
+import smdebug_library
 from debugging import Allowance, Hook, activity, tensors_folder
 from rules import CLASS_IMBALANCE, TENSOR_RULES, Observations
 from watcher import Judge
@@ -66,7 +66,7 @@ def train(
 
 
 def judged(folder, **checks) -> tuple[dict, Observations]:
-    with library.smdebug():
+    with smdebug_library.smdebug():
         judge = Judge(folder, {name: checks.get(name, {}) for name in TENSOR_RULES})
         judge.look()
     return {finding.rule: finding for finding in judge.findings()}, judge.seen
@@ -237,7 +237,7 @@ def test_tensors_go_where_sagemakers_debugger_looks(tmp_path, monkeypatch):
 
 def test_without_smdebug_and_wheel_the_error_says_what_to_do(tmp_path):
     with pytest.raises(ImportError, match="no-deps smdebug"):
-        library.install_wheel(tmp_path)
+        smdebug_library.install_wheel(tmp_path)
 
 
 def test_a_folder_that_an_interrupted_run_left_is_emptied(tmp_path):

@@ -10,6 +10,7 @@ import torch
 import data
 import features
 import model as models
+from artifact import SPLITS
 from data import Prepared, Split
 from preprocessing import Preprocess
 
@@ -95,7 +96,7 @@ def test_features_are_copied_where_the_crops_are_still_the_same(prepared, option
     for folder in (options.weights, tmp_path / "old", tmp_path / "new"):
         folder.mkdir()
     torch.save(models._import_resnet18()().state_dict(), options.weights / "resnet18.pth")
-    splits = {name: {"sha256": getattr(prepared, name).sha256} for name in data.SPLITS}
+    splits = {name: {"sha256": getattr(prepared, name).sha256} for name in SPLITS}
     (tmp_path / "old" / "index.json").write_text(features.json.dumps({"splits": splits}))
     assert "45 by torch" in features.write(tmp_path / "old", options, prepared, None)
     assert features.write(tmp_path / "new", options, prepared, tmp_path / "old").endswith("45 of them copied")

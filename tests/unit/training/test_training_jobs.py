@@ -351,6 +351,16 @@ def test_a_failure_reason_names_what_is_wrong(prepared, tmp_path, monkeypatch, s
     assert not (tmp_path / "model").exists()
 
 
+def test_a_training_may_have_as_few_steps_as_one(prepared, tmp_path, monkeypatch):
+    import train
+
+    monkeypatch.setenv("SM_MODEL_DIR", str(tmp_path / "model"))
+    monkeypatch.setenv("SM_OUTPUT_DIR", str(tmp_path / "output"))
+    for batch_size, steps in ((30, 1), (15, 2), (10, 3)):
+        arguments = ["--training", prepared, "--epochs", 1, "--batch-size", batch_size, "--image-size", 32]
+        assert train.main([*map(str, arguments), "--export", "false"]) == 0, steps
+
+
 @pytest.mark.parametrize("unfreeze", ["none", "all"])
 def test_a_seed_decides_the_result(prepared, backbone, tmp_path, monkeypatch, unfreeze):
     import train

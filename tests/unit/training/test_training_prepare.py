@@ -2,7 +2,9 @@
 
 import json
 import os
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -106,6 +108,21 @@ def test_a_picture_that_ends_the_decoding_process_is_named_and_the_others_are_de
     assert reasons == dict.fromkeys(range(1, 40, 2), "odd")
 
 
+def test_a_process_may_end_while_pictures_are_still_being_handed_out(monkeypatch):
+    submit = ProcessPoolExecutor.submit
+
+    def late(pool, work, items):
+        future = submit(pool, work, items)
+        if items[0][0] == 32:  # the chunk that ends its process
+            future.exception()
+        return future
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", late)
+    reasons = decode(partial(die_on, 34), [(row, "") for row in range(130)], 2)
+    assert reasons.pop(34) == "decoding it ended the process that did it"
+    assert reasons == dict.fromkeys(range(1, 130, 2), "odd")
+
+
 def test_the_limit_of_broken_pictures_can_be_set(tmp_path):
     snapshot = write_snapshot(tmp_path / "s", per_class=8, broken=3)
     places = (snapshot / "dataset", snapshot / "images", tmp_path / "out", 32)
@@ -128,15 +145,28 @@ def test_classes_that_lost_too_many_pictures_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--image-size", "16"], "--image-size must be from 32 to 1024, not 16"),
-        (["--views", "0"], "--views must be from 1 to 16, not 0"),
-        (["--max-broken", "2"], "--max-broken must be from 0 to 1, not 2"),
+        (["--image-size", "16"], "argument --image-size: must be a whole number from 32 to 1024, not 16"),
+        (["--views", "0"], "argument --views: must be a whole number from 1 to 16, not 0"),
+        (["--max-broken", "2"], "argument --max-broken: must be a number from 0 to 1, not 2"),
         (["--dataset", "nowhere"], "has no manifest.jsonl"),
     ],
 )
 def test_a_refusal_says_why(tmp_path, snapshot, arguments, reason, capsys):
     assert run(snapshot, tmp_path / "out", *arguments) == 1
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", ["prepare", "evaluate"])
+def test_whatever_nobody_thought_of_is_the_exit_message(monkeypatch, job):
+    def fails(*_, **__):
+        raise OSError("No space left on device")
+
+    told: list[str] = []
+    monkeypatch.setattr(f"{job}.{job}", fails)
+    monkeypatch.setattr("artifact.exit_message", lambda processing, reason: told.append(reason))
+    with pytest.raises(OSError):
+        import_module(job).main([])
+    assert told == ["OSError: No space left on device"]
 
 
 def test_weights_that_do_not_match_fail_the_job_that_would_use_them(tmp_path, snapshot, capsys):

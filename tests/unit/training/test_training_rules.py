@@ -110,10 +110,16 @@ def test_a_training_from_a_good_model_need_not_get_better(losses, blocks):
     assert judge(run_of(losses, [1.0] * 3), chance_loss=math.log(3)).blocking == blocks
 
 
+def test_a_training_that_ends_worse_than_guessing_does_not_block_where_an_epoch_before_was_better():
+    judge = rules.TENSOR_RULES["LossNotDecreasing"].judge
+    finding = judge(run_of([0.35, 0.71, 0.70], [1.0] * 3), chance_loss=math.log(2))
+    assert finding.status == "IssuesFound" and not finding.blocking and finding.evidence["before"] == 0.35
+
+
 def test_a_training_of_a_few_steps_is_not_judged_by_its_loss():
     judge = rules.TENSOR_RULES["LossNotDecreasing"].judge
-    assert judge(run_of([1.09, 1.14], [1.0] * 2, steps=4), chance_loss=math.log(3)).status == "NoIssuesFound"
-    assert judge(run_of([1.09, 1.14], [1.0] * 2, steps=10), chance_loss=math.log(3)).blocking
+    assert judge(run_of([1.11, 1.14], [1.0] * 2, steps=4), chance_loss=math.log(3)).status == "NoIssuesFound"
+    assert judge(run_of([1.11, 1.14], [1.0] * 2, steps=10), chance_loss=math.log(3)).blocking
 
 
 def test_small_gradients_spoil_only_a_model_that_has_learnt_nothing():

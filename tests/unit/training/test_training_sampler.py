@@ -8,7 +8,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-import library
+import smdebug_library
 from sampler import Sampler
 from timer import CudaClock, HostClock, StepTimer
 
@@ -22,7 +22,7 @@ def test_system_metrics_and_steps_are_read_by_smdebug(tmp_path):
             time.sleep(0.05)
     assert all(0 <= value <= 100 for value in sampler.seen.cpu)
     assert sampler.seen.step_seconds == [0.02, 0.03] and sampler.seen.forward_seconds == [0.004, 0.004]
-    with library.smdebug():
+    with smdebug_library.smdebug():
         from smdebug.profiler.algorithm_metrics_reader import LocalAlgorithmMetricsReader
         from smdebug.profiler.system_metrics_reader import LocalSystemMetricsReader
         from smdebug.profiler.utils import TimeUnits

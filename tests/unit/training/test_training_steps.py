@@ -18,6 +18,7 @@ from steps import (
     better,
     class_weights,
     diverged,
+    evaluate,
     past_its_best,
     renew_statistics,
     train_one_epoch,
@@ -43,7 +44,7 @@ class Crowded(nn.Module):
 def learner(model, lr=0.1, parts=1):
     criterion = BalancedLoss(class_weights(torch.tensor([0, 0, 0, 1, 2, 2]), 3), label_smoothing=0.1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     return Learner(model, criterion, optimizer, schedule, Precision(CPU, "float32"), parts)
 
 
@@ -64,6 +65,17 @@ def test_the_loss_of_guessing_is_the_same_however_rare_a_class_is_and_a_right_an
     torch.testing.assert_close(logits.grad, 0.225 * right, msg="both classes count alike")
     optimum = math.log(0.95 / 0.05) / 2 * -right
     assert float(criterion(optimum[labels], labels)) == pytest.approx(-0.95 * math.log(0.95) - 0.05 * math.log(0.05))
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_splits_loss_does_not_depend_on_how_it_is_cut(weighted):
+    labels = torch.tensor([0] * 20 + [1] * 4 + [2])  # by class, as the manifest of a snapshot is
+    logits = torch.tensor([3.0, 0.0, 1.0]).repeat(len(labels), 1)
+    criterion = BalancedLoss(class_weights(labels, 3)) if weighted else nn.CrossEntropyLoss()
+    for size in (25, 8, 1):
+        parts = zip(logits.split(size), labels.split(size), strict=True)
+        loss, accuracy, _ = evaluate(nn.Identity(), parts, criterion, Precision(CPU, "float32"))
+        assert loss == pytest.approx(float(criterion(logits, labels)), rel=1e-5) and accuracy == 0.8
 
 
 @pytest.mark.parametrize("count", [8, 11])
@@ -140,8 +152,15 @@ def test_an_epoch_goes_on_in_its_middle_to_the_same_sums_and_weights():
     assert not train_one_epoch(cut, Batches(), state, lambda: state.step == 2) and state.step == 2
     assert train_one_epoch(cut, Batches(), state, lambda: False)
     assert (state.step, state.seen, state.correct) == (5, 20, expected.correct)
-    assert state.loss == pytest.approx(expected.loss)
+    assert state.loss == pytest.approx(expected.loss) and state.lr == expected.lr == 0.1
     assert torch.equal(whole.trained.fc.weight, cut.trained.fc.weight)
+
+
+def test_the_loss_of_an_epoch_is_that_which_evaluation_finds_with_the_same_weights():
+    still, state = learner(Crowded(9), lr=0.0), State()
+    train_one_epoch(still, Batches(), state, lambda: False)
+    found = evaluate(still.trained, Batches().train(0, 0), still.criterion, still.precision)
+    assert state.end_epoch(*found[:2], 0.0)["train_loss"] == pytest.approx(found[0])
 
 
 def epoch(number, accuracy, loss=1.0):
