@@ -4,8 +4,9 @@ import os
 
 from common import aws
 
-MAX_BATCH = 10  # SendMessageBatch
-LEVELS = (
+MAX_BATCH = 10  # the most that SQS sends or receives at once
+MAX_BACKLOG = 5000  # messages beyond which nothing lost or old is added: a minute or two of work for fresh pictures
+LEVELS = (  # waiting, in the works, put back
     "ApproximateNumberOfMessages",
     "ApproximateNumberOfMessagesNotVisible",
     "ApproximateNumberOfMessagesDelayed",

@@ -15,6 +15,7 @@ from local.emulator import Emulator
 from local.stack import Stack
 from tests.makers import pictures, template
 from tools import delete_stack, runs
+from tools.stack import ToolError
 
 PARAMETERS = {
     "PretrainedWeights": "none",
@@ -432,4 +433,5 @@ def test_the_stack_is_deleted_with_all_that_it_made(loop: Loop):
     assert targets["ScalableTargets"] == []
     left = {bucket["Name"] for bucket in loop.s3.list_buckets()["Buckets"]}
     assert not left & {loop.outputs["DataBucketName"], loop.outputs["ArtifactBucketName"]}
-    assert delete_stack.delete("houndloop", ask=None) == 1
+    with pytest.raises(ToolError, match="There is no stack houndloop"):
+        delete_stack.delete("houndloop", ask=None)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from classify_images import app as classify
-from common import endpoint, predictions, sequencer, state
+from common import endpoint, inbox, predictions, sequencer, state
 from common.events import SEQUENCER_WIDTH, ObjectEvent
 from reconcile_inbox import app as reconcile
 from tests.makers import events, pictures
@@ -176,6 +176,10 @@ def test_a_walk_goes_on_where_it_stopped_by_a_message_of_its_own(aws, time, monk
             break
     assert set(enqueued(aws)) == {f"{n}.jpg" for n in range(10)}
     assert taken(aws, "reconcile") == [] and state.get("reconcile", "walk")["seen"] == 10
+
+
+def test_a_walk_and_a_replay_wait_at_the_same_backlog():
+    assert reconcile.MAX_BACKLOG == inbox.MAX_BACKLOG
 
 
 def test_a_long_backlog_makes_the_walk_wait_and_later_go_on(aws, time, monkeypatch):
