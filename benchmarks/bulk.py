@@ -49,7 +49,7 @@ PATIENCE = 600.0  # seconds without a message less, after which what is left is 
 
 def jpegs(count: int, seed: int) -> Iterator[bytes]:
     """So many small pictures, each with content of its own."""
-    from tests.makers.pictures import coloured
+    from tests.makers.coloured import coloured
 
     each = -(-min(count, DRAWN) // len(COLOURS))
     drawn = [data for name in COLOURS for data in coloured(name, each, seed, SIDE)]

@@ -124,16 +124,17 @@ def odd_key(number: int, chance: random.Random) -> str:
 def contents(seed: int, count: int) -> tuple[Iterator[Content], list[Content], list[Content]]:
     """Good pictures, without end, broken files, and those that fail."""
     sys.path.insert(0, str(CHECKOUT / "inference"))
-    from tests.makers import corpus, pictures
+    from tests.makers import corpus
+    from tests.makers.coloured import COLOURS, coloured
 
     whole = [Content(name, data) for name, data, _ in corpus.good(seed)]
     broken = [Content(name, data, reason) for name, data, reason in corpus.broken(seed)]
     exhausting = [Content(name, data, reason, fails=True) for name, data, reason in corpus.exhausting()]
-    colours = sorted(pictures.COLOURS)
+    colours = sorted(COLOURS)
     each = count // len(colours) + 1
     plain = (
         Content(f"{colour} {number}", data)
-        for number, some in enumerate(zip(*(pictures.coloured(colour, each, seed) for colour in colours), strict=True))
+        for number, some in enumerate(zip(*(coloured(colour, each, seed) for colour in colours), strict=True))
         for colour, data in zip(colours, some, strict=True)
     )
     return itertools.cycle(itertools.chain(whole, plain)), broken, exhausting

@@ -54,7 +54,7 @@ COMPARED = 24  # pictures that all are asked about
 PICTURES = 24  # that are sent
 # A class that the f32 of ours finds less likely than its first by this much may be another's first.
 TOLERANCES = {"f32": 0.002, "bf16": 0.1, "int8": 0.4}
-OURS, TORCHSERVE, FROZEN = "Houndloop, f32", "TorchServe", "FastAPI, frozen"
+OURS, TORCHSERVE = "Houndloop, f32", "TorchServe"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import shlex
 import subprocess
 import sys
 import threading
-import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -37,7 +36,7 @@ Progress = Callable[[str], None]
 
 
 class StackError(Exception):
-    """Building, deploying or deleting the stack failed; the text ends with the end of the log."""
+    """Building or deploying the stack failed; the text ends with the end of the log."""
 
 
 def runtime() -> str:
@@ -149,8 +148,7 @@ class Stack:
                 *(f"{name}={value}" for name, value in values.items()),
             )
         except StackError as error:
-            reasons = self._failures("CREATE_FAILED", "UPDATE_FAILED")
-            raise StackError("\n".join([*reasons, str(error)])) from None
+            raise StackError("\n".join([*self._failures(), str(error)])) from None
         return self.outputs()
 
     def outputs(self) -> dict[str, str]:
@@ -158,31 +156,7 @@ class Stack:
         described = self._client("cloudformation").describe_stacks(StackName=self.name)["Stacks"][0]
         return {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", [])}
 
-    def delete(self, timeout: float = 120) -> None:
-        """Delete the stack and wait until it is gone.
-
-        Raises:
-            StackError: a resource could not be deleted; the text has CloudFormation's reasons.
-        """
-        client = self._client("cloudformation")
-        client.delete_stack(StackName=self.name)
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            try:
-                status = client.describe_stacks(StackName=self.name)["Stacks"][0]["StackStatus"]
-            except ClientError as error:
-                if "does not exist" in str(error):
-                    return
-                raise
-            if status == "DELETE_COMPLETE":
-                return
-            if status.endswith("FAILED"):
-                reasons = self._failures("DELETE_FAILED")
-                raise StackError("\n".join([f"The stack {self.name} could not be deleted:", *reasons]))
-            time.sleep(0.5)
-        raise StackError(f"The stack {self.name} was not deleted within {timeout:.0f} seconds (status {status}).")
-
-    def _failures(self, *statuses: str) -> list[str]:
+    def _failures(self) -> list[str]:
         """CloudFormation's reasons, oldest first."""
         try:
             events = self._client("cloudformation").describe_stack_events(StackName=self.name)["StackEvents"]
@@ -191,7 +165,7 @@ class Stack:
         return [
             f"{event['LogicalResourceId']} ({event['ResourceType']}): {event.get('ResourceStatusReason', 'no reason')}"
             for event in reversed(events)
-            if event["ResourceStatus"] in statuses
+            if event["ResourceStatus"] in ("CREATE_FAILED", "UPDATE_FAILED")
         ]
 
     def _client(self, service: str) -> Any:

@@ -11,10 +11,12 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.exceptions import ClientError, NoCredentialsError, NoRegionError
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its siblings so
+
+from tools.stack import ToolError, any_outputs, client, run
 
 # What the workflow names: the stack's Name and the run's yymmddHHMMSS. Anchored, because one stack's Name may begin
 # another's.
@@ -27,24 +29,12 @@ def main() -> int:
     parser.add_argument("stack", help="name of the CloudFormation stack")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     arguments = parser.parse_args()
-    try:
-        return delete(arguments.stack, ask=None if arguments.yes else input)
-    except (NoCredentialsError, NoRegionError) as error:
-        print(f"{error} Set AWS_PROFILE and AWS_REGION, or what else your account needs.", file=sys.stderr)
-        return 1
+    return run(lambda: delete(arguments.stack, ask=None if arguments.yes else input))
 
 
 def delete(stack: str, ask: Callable[[str], str] | None) -> int:
     """Delete `stack`; `ask` gets the question and returns the answer, None deletes without asking."""
-    cloudformation = boto3.client("cloudformation")
-    try:
-        found = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "ValidationError":
-            raise
-        print(f"There is no stack {stack} in {cloudformation.meta.region_name}.", file=sys.stderr)
-        return 1
-    outputs = {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
+    outputs = any_outputs(stack)
     buckets = [outputs[key] for key in ("DataBucketName", "ArtifactBucketName") if key in outputs]
     name = outputs.get("EndpointName", "")
     print(f"This deletes the stack {stack}, the endpoint {name}, and for ever all pictures, labels, predictions and")
@@ -59,6 +49,7 @@ def delete(stack: str, ask: Callable[[str], str] | None) -> int:
     for bucket in buckets:
         empty(bucket)
     say(f"deleting the stack {stack}")
+    cloudformation = client("cloudformation")
     cloudformation.delete_stack(StackName=stack)
     cloudformation.get_waiter("stack_delete_complete").wait(StackName=stack, WaiterConfig={"Delay": 5})
     say("deleted")
@@ -71,55 +62,55 @@ def stop_runs(machine: str) -> None:
     end_run hears of each and stops its jobs. For one that died in a deployment it starts a recovery, which is stopped,
     too; it gives up after a few.
     """
-    client = boto3.client("stepfunctions")
-    while running := client.list_executions(stateMachineArn=machine, statusFilter="RUNNING")["executions"]:
+    states = client("stepfunctions")
+    while running := states.list_executions(stateMachineArn=machine, statusFilter="RUNNING")["executions"]:
         for execution in running:
             say(f"stopping the run {execution['name']}")
-            client.stop_execution(executionArn=execution["executionArn"], cause="the stack is being deleted")
+            states.stop_execution(executionArn=execution["executionArn"], cause="the stack is being deleted")
         time.sleep(5)
 
 
 def delete_models(name: str) -> None:
     """Delete the endpoint, and every configuration, model and model package that runs of this stack made."""
-    client = boto3.client("sagemaker")
+    sagemaker = client("sagemaker")
     mine = re.compile(MADE_BY_RUN.format(name=re.escape(name)))
 
     def listed(operation: str, key: str, field: str) -> Iterator[str]:
-        for page in client.get_paginator(operation).paginate(NameContains=name):
+        for page in sagemaker.get_paginator(operation).paginate(NameContains=name):
             yield from (item[field] for item in page[key])
 
     if name in listed("list_endpoints", "Endpoints", "EndpointName"):
         say(f"deleting the endpoint {name}")
         # SageMaker deletes none that is being changed, as by a run that was stopped.
-        while client.describe_endpoint(EndpointName=name)["EndpointStatus"] in IN_MOTION:
+        while sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"] in IN_MOTION:
             time.sleep(5)
-        client.delete_endpoint(EndpointName=name)
-        client.get_waiter("endpoint_deleted").wait(EndpointName=name, WaiterConfig={"Delay": 5})
+        sagemaker.delete_endpoint(EndpointName=name)
+        sagemaker.get_waiter("endpoint_deleted").wait(EndpointName=name, WaiterConfig={"Delay": 5})
     for config in list(listed("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName")):
         if mine.fullmatch(config):
-            client.delete_endpoint_config(EndpointConfigName=config)
+            sagemaker.delete_endpoint_config(EndpointConfigName=config)
     for model in list(listed("list_models", "Models", "ModelName")):
         if mine.fullmatch(model):
-            client.delete_model(ModelName=model)
+            sagemaker.delete_model(ModelName=model)
     if name in listed("list_model_package_groups", "ModelPackageGroupSummaryList", "ModelPackageGroupName"):
-        pages = client.get_paginator("list_model_packages").paginate(ModelPackageGroupName=name)
+        pages = sagemaker.get_paginator("list_model_packages").paginate(ModelPackageGroupName=name)
         packages = [package["ModelPackageArn"] for page in pages for package in page["ModelPackageSummaryList"]]
         say(f"deleting {len(packages)} model packages")
         for arn in packages:
-            client.delete_model_package(ModelPackageName=arn)
+            sagemaker.delete_model_package(ModelPackageName=arn)
 
 
 def empty(bucket: str) -> None:
     """Delete every version of every object."""
-    client = boto3.client("s3")
+    s3 = client("s3")
     deleted = 0
-    for page in client.get_paginator("list_object_versions").paginate(Bucket=bucket):
+    for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
         things: list[Any] = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
         objects = [{"Key": thing["Key"], "VersionId": thing["VersionId"]} for thing in things]
         if objects:
-            answer = client.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+            answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
             if errors := answer.get("Errors"):
-                raise RuntimeError(f"{errors[0]['Key']} in {bucket} cannot be deleted: {errors[0]['Message']}")
+                raise ToolError(f"{errors[0]['Key']} in {bucket} cannot be deleted: {errors[0]['Message']}")
             deleted += len(objects)
             print(f"\r  {bucket}: {deleted} versions deleted", end="", flush=True)
     print()

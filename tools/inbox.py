@@ -18,18 +18,13 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its siblings so
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "functions")]  # as a script, it finds its siblings so, and what fills the queue
 
-from tools import stack
-from tools.stack import Progress, ToolError, client
+from common.inbox import LEVELS, MAX_BACKLOG, MAX_BATCH  # noqa: E402
+from tools import stack  # noqa: E402
+from tools.stack import Progress, ToolError, client  # noqa: E402
 
-BATCH = 10  # the most that SQS receives, sends or deletes at once
-LEVELS = {
-    "waiting": "ApproximateNumberOfMessages",
-    "in the works": "ApproximateNumberOfMessagesNotVisible",
-    "put back": "ApproximateNumberOfMessagesDelayed",
-}
-MAX_BACKLOG = 5000  # a replay waits while more than this is queued, so that fresh pictures wait no longer than minutes
 DEAD_LETTERS_KEPT = timedelta(days=14)
 
 
@@ -85,8 +80,9 @@ def work(arguments: argparse.Namespace) -> int:
 
 def levels(queue: str) -> dict[str, int]:
     """How many messages a queue holds, by what they do."""
-    answer = client("sqs").get_queue_attributes(QueueUrl=queue, AttributeNames=list(LEVELS.values()))["Attributes"]
-    return {name: int(answer[attribute]) for name, attribute in LEVELS.items()}
+    answer = client("sqs").get_queue_attributes(QueueUrl=queue, AttributeNames=list(LEVELS))["Attributes"]
+    names = ("waiting", "in the works", "put back")
+    return {name: int(answer[level]) for name, level in zip(names, LEVELS, strict=True)}
 
 
 def show_backlog(outputs: dict[str, str]) -> int:
@@ -112,7 +108,7 @@ def redrive(queue: str) -> int:
     while True:
         received = sqs.receive_message(
             QueueUrl=queue,
-            MaxNumberOfMessages=BATCH,
+            MaxNumberOfMessages=MAX_BATCH,
             WaitTimeSeconds=2,
             VisibilityTimeout=60,
             AttributeNames=["All"],

@@ -28,7 +28,7 @@ from common import clock, dataset, ledger  # noqa: E402
 from common.names import BadLabel, class_name, fold  # noqa: E402
 from start_retraining import worth  # noqa: E402
 from tools import stack  # noqa: E402
-from tools.stack import ToolError, client  # noqa: E402
+from tools.stack import ToolError, cell, client  # noqa: E402
 
 SHOWN = 20  # of what is left out, without --all
 Row = dict[str, Any]
@@ -246,7 +246,7 @@ def tell(title: str, lines: list[str], limit: int | None) -> None:
         return
     print(f"\n{title} ({len(lines)})")
     for line in lines[:limit]:
-        print(f"  {''.join(c if c.isprintable() else '?' for c in line)}")
+        print(f"  {cell(line)}")
     if limit and len(lines) > limit:
         print(f"  … and {len(lines) - limit} more; --all lists them")
 

@@ -27,7 +27,6 @@ from tools import stack
 
 STATUSES = ("CLASSIFIED", "WAITING", "REJECTED", "FAILED")
 COLUMNS = ("updated_at", "status", "label", "confidence", "model_version", "key", "reason")
-WIDTHS = (24, 10, 20, 10, 13, 40)  # the last column has no width
 
 Row = dict[str, Any]
 
@@ -122,14 +121,7 @@ def write(rows: list[Row], format: str) -> None:
     elif not rows:
         print("Nothing.")
     else:
-        lines = [COLUMNS, *([cell(row.get(column, "")) for column in COLUMNS] for row in rows)]
-        for line in lines:
-            print("  ".join(text.ljust(width) for text, width in zip(line, WIDTHS, strict=False)), "", line[-1])
-
-
-def cell(value: Any) -> str:
-    """A value on one line: keys may hold line breaks."""
-    return "".join(c if c.isprintable() else "?" for c in str(value))
+        stack.print_table(COLUMNS, ([row.get(column, "") for column in COLUMNS] for row in rows))
 
 
 if __name__ == "__main__":

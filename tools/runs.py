@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from botocore.exceptions import ClientError
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its siblings so
 
 from tools import stack
-from tools.stack import Progress, ToolError, client
+from tools.stack import Progress, ToolError, cell, client, print_table
 
 Item = dict[str, Any]
 POLL_SECONDS = 2.0
@@ -187,7 +187,7 @@ def show_run(loop: Loop, run: str | None) -> int:
         if item.get(name):
             print(f"{name:<10} {cell(item[name])}")
     if item.get("recommendation", "{}") != "{}":
-        print(f"advice     {item['recommendation']}")
+        print(f"advice     {cell(item['recommendation'])}")
     print(f"link       {loop.link(execution)}")
     for deployment in loop.items("deployment"):
         if deployment.get("run") == run:
@@ -230,19 +230,6 @@ def timeline(events: list[dict[str, Any]]) -> list[tuple[str, datetime, float, i
         first, seconds, times = found.get(name, (moment, 0.0, 0))
         found[name] = first, seconds + (end - moment).total_seconds(), times + 1
     return [(name, *rest) for name, rest in found.items()]
-
-
-def print_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    """A table whose last column takes what room there is."""
-    lines = [titles, *([cell(value) for value in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(titles) - 1)]
-    for line in lines:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=False)), "", line[-1])
-
-
-def cell(value: Any) -> str:
-    """A value on one line."""
-    return " ".join(str(value).split())
 
 
 # --- What can be done ------------------------------------------------------------------------------------------------
@@ -342,9 +329,9 @@ def follow(loop: Loop, execution: str) -> int:
     progress.end()
     if run["status"] == "SUCCEEDED":
         output = json.loads(run["output"])
-        print(f"{output['outcome']}: {output['why']}")
+        print(f"{output['outcome']}: {cell(output['why'])}")
         return 0
-    print(f"{run['status']}: {run.get('cause') or run.get('error', '')}", file=sys.stderr)
+    print(f"{run['status']}: {cell(run.get('cause') or run.get('error', ''))}", file=sys.stderr)
     return 1
 
 

@@ -1,7 +1,8 @@
-"""What the tools share: finding a stack's parts, and saying clearly what is wrong with the account or the stack."""
+"""What the tools share: finding a stack's parts, showing what they hold, and saying clearly what is wrong with the
+account or the stack."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import boto3
@@ -18,8 +19,8 @@ def client(service: str) -> Any:
     return sdk.client(service)
 
 
-def outputs(stack: str) -> dict[str, str]:
-    """The outputs of a deployed stack; raises ToolError."""
+def any_outputs(stack: str) -> dict[str, str]:
+    """The outputs of a stack, whatever was deployed; raises ToolError where there is none."""
     cloudformation = client("cloudformation")
     try:
         found = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
@@ -27,9 +28,14 @@ def outputs(stack: str) -> dict[str, str]:
         if error.response["Error"]["Code"] != "ValidationError":
             raise
         raise ToolError(
-            f"There is no stack {stack} in {cloudformation.meta.region_name}; name yours with --stack."
+            f"There is no stack {stack} in {cloudformation.meta.region_name}; --help says how to name yours."
         ) from None
-    named = {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
+    return {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
+
+
+def outputs(stack: str) -> dict[str, str]:
+    """The outputs of a stack that these tools can work on; raises ToolError."""
+    named = any_outputs(stack)
     if "ReconcileQueueUrl" not in named:
         raise ToolError(
             f"The stack {stack} is not Houndloop's, or was deployed from an older version: deploy it again."
@@ -53,6 +59,19 @@ def run(command: Callable[[], int]) -> int:
         print("\nStopped.", file=sys.stderr)
         return 130
     return 1
+
+
+def cell(value: Any) -> str:
+    """A value on one line, character for character: what a terminal would act on is shown as a question mark."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in str(value))
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table whose last column takes what room there is, and in which one long value moves only its own line."""
+    lines = [titles, *([cell(value) for value in row] for row in rows)]
+    widths = [min(40, max(len(line[column]) for line in lines)) for column in range(len(titles) - 1)]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=False)), "", line[-1])
 
 
 class Progress:

@@ -21,7 +21,7 @@ from classify_images.batch import ANSWER_SECONDS, PATIENCE_SECONDS, WRITE_SECOND
 from common import aws, clock, endpoint, predictions, sequencer, state
 from common.errors import EndpointTrouble
 from common.events import ObjectEvent
-from common.inbox import MAX_BATCH, SendFailed, queue_url
+from common.inbox import FOLDER, MAX_BATCH, MAX_DELAY_SECONDS, SendFailed, queue_url
 from common.objects import GONE, newest_version, version_of
 from common.tracing import tracer
 from preprocessing import BrokenImage, Crop, Preprocess, extension_differs
@@ -29,12 +29,10 @@ from preprocessing import BrokenImage, Crop, Preprocess, extension_differs
 logger = Logger()
 metrics = Metrics()
 
-INBOX = "inbox/"
 QUARANTINE = "quarantine/"
 MAX_KEY_BYTES = 1024  # S3's limit
 MAX_TAGS = 10  # S3's limit
 MAX_COPY_BYTES = 10**9  # what S3 copies in a part of the function's time; CopyObject would take 5 GB
-MAX_DELAY_SECONDS = 900  # SQS's limit
 
 
 class EndpointHealth:
@@ -221,7 +219,7 @@ def reject(event: ObjectEvent, reason: str) -> None:
 
 def quarantine_key(key: str) -> str:
     """Where the copy of a rejected object goes; the tail is cut where the longer prefix would pass S3's limit."""
-    target = (QUARANTINE + key.removeprefix(INBOX)).encode()
+    target = (QUARANTINE + key.removeprefix(FOLDER)).encode()
     return target[: MAX_KEY_BYTES - len(".json")].decode(errors="ignore")
 
 

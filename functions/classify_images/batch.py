@@ -19,12 +19,11 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from common import aws, predictions
 from common.errors import DecodingFailed, EndpointTrouble, OutOfTime
 from common.events import MalformedEvent, ObjectEvent
-from common.inbox import queue_url
+from common.inbox import MAX_BATCH, queue_url
 
 logger = Logger(child=True)
 Result = TypeVar("Result")
 
-BATCH = 10
 # Kept while other things are waited for: to ask the endpoint and to write rows, and to say which messages failed.
 ANSWER_SECONDS = 30.0
 WRITE_SECONDS = 8.0
@@ -152,9 +151,9 @@ class Batch:
             for i, record in enumerate(self._records[id] for id in self._failed)
         ]
         try:
-            for start in range(0, len(entries), BATCH):
+            for start in range(0, len(entries), MAX_BATCH):
                 aws.client("sqs").change_message_visibility_batch(
-                    QueueUrl=queue_url(), Entries=entries[start : start + BATCH]
+                    QueueUrl=queue_url(), Entries=entries[start : start + MAX_BATCH]
                 )
         except Exception as error:
             logger.warning("failed messages are tried again later than need be", extra={"reason": str(error)})
@@ -184,7 +183,7 @@ def _receives(record: dict[str, Any]) -> int:
 @cache
 def _threads() -> ThreadPoolExecutor:
     """Kept from one invocation to the next."""
-    return ThreadPoolExecutor(max_workers=BATCH + 2)
+    return ThreadPoolExecutor(max_workers=MAX_BATCH + 2)
 
 
 def _abandon_threads() -> None:

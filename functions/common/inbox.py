@@ -4,8 +4,11 @@ import os
 
 from common import aws
 
-MAX_BATCH = 10  # SendMessageBatch
-LEVELS = (
+FOLDER = "inbox/"
+MAX_BATCH = 10  # the most messages of one request to SQS
+MAX_BACKLOG = 5000  # messages beyond which nothing lost or old is added: a minute or two of work for fresh pictures
+MAX_DELAY_SECONDS = 900  # the longest DelaySeconds of SQS
+LEVELS = (  # waiting, in the works, put back
     "ApproximateNumberOfMessages",
     "ApproximateNumberOfMessagesNotVisible",
     "ApproximateNumberOfMessagesDelayed",

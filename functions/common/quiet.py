@@ -5,8 +5,7 @@ import math
 import os
 
 from common import aws
-
-MAX_DELAY_SECONDS = 900  # the longest DelaySeconds of SQS; a longer quiet period chains messages
+from common.inbox import MAX_DELAY_SECONDS
 
 
 def period_seconds() -> int:
@@ -19,7 +18,10 @@ def longest_wait_seconds() -> int:
 
 
 def ask_again(revision: int, delay_seconds: float) -> None:
-    """Have start_retraining look at the ledger in `delay_seconds`, or sooner, and then again if need be."""
+    """Have start_retraining look at the ledger in `delay_seconds`, or sooner, and then again if need be.
+
+    A quiet period longer than SQS's longest delay chains messages.
+    """
     aws.client("sqs").send_message(
         QueueUrl=os.environ["RETRAIN_QUEUE_URL"],
         MessageBody=json.dumps({"revision": revision}),

@@ -25,9 +25,10 @@ from common.tracing import tracer
 
 logger = Logger()
 
-WEIGHTS_KEY = "weights/resnet18-f37072fd.pth"
-WEIGHTS_SHA256_START = "f37072fd"  # torchvision's file name carries it
-WEIGHTS_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+WEIGHTS_SHA256_START = "f37072fd"
+WEIGHTS_FILE = f"resnet18-{WEIGHTS_SHA256_START}.pth"  # torchvision's name
+WEIGHTS_KEY = f"weights/{WEIGHTS_FILE}"
+WEIGHTS_URL = f"https://download.pytorch.org/models/{WEIGHTS_FILE}"
 
 
 class WeightsUnavailable(RuntimeError):

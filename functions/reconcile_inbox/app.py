@@ -27,10 +27,8 @@ from common.tracing import tracer
 logger = Logger()
 metrics = Metrics()
 
-PREFIX = "inbox/"
 PAGE = 1000  # versions; ListObjectVersions gives no more at once
 MAX_KEYS = 100  # BatchGetItem
-MAX_BACKLOG = 5000  # messages in the inbox beyond which nothing lost is added: a minute of work or two
 WAIT_SECONDS = 60
 MIN_AGE_SECONDS = 900  # an event takes seconds; what is older and has no row is queued far back, or lost
 MIN_TIME_MS = 30_000  # the next page must fit into what is left of the invocation
@@ -69,7 +67,7 @@ def walk_on(message: dict[str, Any], context: LambdaContext) -> None:
     walk, marker = message["walk"], message.get("marker")
     youngest = clock.now() - timedelta(seconds=message.get("min_age_seconds", MIN_AGE_SECONDS))
     model_is_live = state.champion() is not None
-    room = MAX_BACKLOG - inbox.backlog()
+    room = inbox.MAX_BACKLOG - inbox.backlog()
     while room > 0 and context.get_remaining_time_in_millis() > MIN_TIME_MS:
         start = marker
         found, marker = page(start)
@@ -104,7 +102,7 @@ def page(marker: Marker | None) -> tuple[list[Found], Marker | None]:
     seen = marker["KeyMarker"] if marker else None
     while True:
         answer = aws.client("s3").list_object_versions(
-            Bucket=os.environ["DATA_BUCKET"], Prefix=PREFIX, MaxKeys=PAGE, **(marker or {})
+            Bucket=os.environ["DATA_BUCKET"], Prefix=inbox.FOLDER, MaxKeys=PAGE, **(marker or {})
         )
         for one in answer.get("Versions", []):
             if one["Key"] not in found and one["Key"] != seen:

@@ -23,6 +23,7 @@ from local.demo.progress import cause_in_words, duration
 
 SERVICES = ("s3", "dynamodb", "stepfunctions", "sagemaker", "logs", "cloudwatch", "sqs", "lambda")
 BATCH_GET_LIMIT = 100  # keys of one BatchGetItem
+RUN_ID = "%y%m%d%H%M%S"  # the start of an execution, as the workflow's Begin makes it
 SETTLED = {"CLASSIFIED", "REJECTED"}
 
 Row = dict[str, Any]
@@ -184,7 +185,7 @@ class Loop:
         """Everything that an ended execution left behind."""
         begun = described["startDate"].astimezone(UTC)
         run = Run(
-            run_id=f"{begun:%y%m%d%H%M%S}",
+            run_id=begun.strftime(RUN_ID),
             status=described["status"],
             seconds=(described.get("stopDate", datetime.now(UTC)) - described["startDate"]).total_seconds(),
             cause=": ".join(part for part in (described.get("error"), described.get("cause")) if part),

@@ -32,8 +32,24 @@ RUN_SECONDS = 900.0  # the longest that one retraining run may take
 ROWS_SECONDS = 90.0
 START_SECONDS = 120.0  # from the last label to the start of a run
 SAM_NEWS = re.compile(r"^Building|^Build |_FAILED|^Error|^Waiting|^Successfully")
-SIZE_PRETRAINED = 224
-SIZE_FROM_SCRATCH = 64
+PRETRAINED = {
+    "PretrainedWeights": "imagenet",
+    "Unfreeze": "layer4",
+    "ImageSize": "224",
+    "EpochsMin": "3",
+    "EpochsMax": "5",
+    "LearningRateMin": "0.0002",
+}
+FROM_SCRATCH = {
+    "PretrainedWeights": "none",
+    "Unfreeze": "all",
+    "ImageSize": "64",
+    "EpochsMin": "7",
+    "EpochsMax": "10",
+    "LearningRateMin": "0.0007",
+    # Trained from nothing in a minute, a model gives up some of the old classes for a new one.
+    "GateMargin": "0.1",
+}
 
 
 @dataclass
@@ -88,21 +104,11 @@ def share(answers: Iterable[Answer]) -> tuple[int, int]:
 
 def parameters(collection: Collection, weights: Weights) -> dict[str, str]:
     """The template's parameters for this demo: the local ones of samconfig.toml, and what follows from the pictures."""
-    pretrained = weights.path is not None
     chosen = {
-        "PretrainedWeights": "imagenet" if pretrained else "none",
-        "Unfreeze": "layer4" if pretrained else "all",
-        "ImageSize": str(SIZE_PRETRAINED if pretrained else SIZE_FROM_SCRATCH),
         "TuningJobs": "4",
-        "EpochsMin": "7" if not pretrained else "3",
-        "EpochsMax": "10" if not pretrained else "5",
-        "LearningRateMin": "0.0007" if not pretrained else "0.0002",
-        "LearningRateMax": "0.002" if not pretrained else "0.002",
+        "LearningRateMax": "0.002",
         "BatchSizes": "16,32",
-    }
-    if not pretrained:
-        # Trained from nothing in a minute, a model gives up some of the old classes for a new one.
-        chosen["GateMargin"] = "0.1"
+    } | (PRETRAINED if weights.path else FROM_SCRATCH)
     if collection.fewest < FEW:
         # Eight photographs of a class leave one or two to test with: the gate's thresholds for shares of them would
         # judge chance. What is left must still beat guessing.
@@ -277,7 +283,6 @@ def summarise(result: Result, display: Display) -> None:
     display.say()
     if result.before:
         display.console.print(_predictions(result))
-    if result.before:
         new = result.collection.new
         table = Table(title="Accuracy on held-out pictures, never labelled", title_justify="left", box=SIMPLE)
         for heading in ("", "before", "after"):

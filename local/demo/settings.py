@@ -13,8 +13,8 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEFAULT_PORT = 4566
 
-WEIGHTS_FILE = "resnet18-f37072fd.pth"
 WEIGHTS_SHA256 = "f37072fd"  # how it starts; torchvision puts it into the file's name
+WEIGHTS_FILE = f"resnet18-{WEIGHTS_SHA256}.pth"
 WEIGHTS_URL = f"https://download.pytorch.org/models/{WEIGHTS_FILE}"
 CONNECT_SECONDS = 3
 

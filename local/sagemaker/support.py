@@ -64,7 +64,6 @@ ENCRYPTION = "nothing is encrypted on this machine"
 HARDWARE = "what runs, runs on this machine; the name is shown in descriptions and to the script"
 NETWORK = "every process has this machine's network, and all servers are on 127.0.0.1"
 ONE_HOST = "there is one instance, which gets everything"
-SPOT = "nothing interrupts a job here; the two times are checked"
 
 CHANNEL_MODES = ("File", "FastFile")
 S3_TYPES = ("S3Prefix", "ManifestFile")

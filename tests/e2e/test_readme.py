@@ -96,7 +96,11 @@ def test_a_dropped_picture_is_classified_and_found_by_every_query(demo, folder):
 def test_the_endpoint_is_asked_and_its_answer_shown(demo, folder):
     ask, show = (next(block for block in BLOCKS if word in block) for word in ("invoke-endpoint", "show.py"))
     aws(ask, folder)
-    best = json.loads((folder / "answer.json").read_text())["predictions"][0]["classes"][0]
+    answer = json.loads((folder / "answer.json").read_text())
+    (shown,) = map(json.loads, re.findall(r"```json\n(.*?)```", README, re.DOTALL))
+    (prediction,), (example,) = answer["predictions"], shown["predictions"]
+    best = prediction["classes"][0]
+    assert answer.keys() == shown.keys() and best.keys() == example["classes"][0].keys()
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (folder / "ask.py").write_text(code)
     assert aws("python ask.py", folder).strip() == str(best)

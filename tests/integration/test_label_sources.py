@@ -10,9 +10,9 @@ import pytest
 
 from local.emulator import Emulator
 from local.stack import Stack
-from tests.integration.test_ingestion import until
-from tests.makers import pictures
+from tests.makers.coloured import coloured
 from tests.makers.labels import manifest
+from tests.makers.waiting import wait_for
 from tools import labels
 
 
@@ -65,12 +65,12 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, build: Path) -> Iterator[
 def test_a_manifest_is_read_and_what_is_wrong_with_it_is_told(deployed: Labels):
     lines = []
     for name in ("red", "green"):
-        for number, data in enumerate(pictures.coloured(name, 12, seed=1)):
+        for number, data in enumerate(coloured(name, 12, seed=1)):
             deployed.put(f"unlabelled/ü {name}+{number}.jpg", data)
             lines.append((f"unlabelled/ü {name}+{number}.jpg", name))
     data = manifest([*lines, ("unlabelled/gone.jpg", "red")], deployed.bucket)
     deployed.put("labels/breed/manifests/output/output.manifest", data)
-    until(lambda: deployed.source("labels/breed/manifests/output/output.manifest").get("status") == "READ")
+    wait_for(lambda: deployed.source("labels/breed/manifests/output/output.manifest").get("status") == "READ", 60)
     report = deployed.report("breed/manifests/output/output.manifest")
     assert report["labels"] == 24 and [each["line"] for each in report["rejected"]] == [25]
     assert "there is no s3://" in report["rejected"][0]["reason"]
@@ -81,14 +81,14 @@ def test_the_snapshot_deals_its_pictures_and_can_be_repeated_without_any_label(d
     assert taken["counts"] == {"red": 12, "green": 12} and not taken["trained"]
     assert len(deployed.item("splits#000000")["splits"]) == 24
     deployed.s3.delete_object(Bucket=deployed.bucket, Key="labels/breed/manifests/output/output.manifest")
-    until(lambda: deployed.source("labels/breed/manifests/output/output.manifest")["status"] == "DELETED")
+    wait_for(lambda: deployed.source("labels/breed/manifests/output/output.manifest")["status"] == "DELETED", 60)
     assert deployed.snapshot(snapshot=taken["hash"]) == taken
 
 
 def test_a_prediction_that_is_corrected_becomes_a_label_of_that_picture(deployed: Labels, capsys):
-    deployed.put("inbox/my dog.jpg", next(pictures.coloured("blue", 1, seed=1)))
+    deployed.put("inbox/my dog.jpg", next(coloured("blue", 1, seed=1)))
     row = {"image": f"{deployed.bucket}/inbox/my dog.jpg", "version": "current"}
-    until(lambda: "Item" in deployed.predictions.get_item(Key=row))
+    wait_for(lambda: "Item" in deployed.predictions.get_item(Key=row), 60)
     for name in ("blue", "violet"):
         assert labels.review(deployed.outputs, "my dog.jpg", name) == 0
     assert deployed.predictions.get_item(Key=row)["Item"]["reviewed_as"] == "violet"
@@ -96,6 +96,6 @@ def test_a_prediction_that_is_corrected_becomes_a_label_of_that_picture(deployed
     def counted() -> list[str]:
         return [each["class"] for each in labels.ledger.contents().labels]
 
-    until(lambda: counted() == ["violet"])
+    wait_for(lambda: counted() == ["violet"], 60)
     assert labels.show(None) == 0
     assert "violet has 1 of the 5 pictures" in capsys.readouterr().out

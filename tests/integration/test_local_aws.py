@@ -91,7 +91,9 @@ def test_the_stack_deletes_with_everything_in_it(tmp_path):
     with Emulator(state=tmp_path) as aws:
         stack = Stack(aws, root=SMALL)
         app = Application(aws, stack.deploy())
-        stack.delete()
+        cloudformation = app.client("cloudformation")
+        cloudformation.delete_stack(StackName=stack.name)
+        cloudformation.get_waiter("stack_delete_complete").wait(StackName=stack.name, WaiterConfig={"Delay": 1})
         assert not app.client("lambda").list_functions()["Functions"]
         assert not app.client("sagemaker").list_model_package_groups()["ModelPackageGroupSummaryList"]
         with pytest.raises(ClientError, match="does not exist"):

@@ -97,7 +97,7 @@ def put(loop: runs.Loop, *items: dict[str, Any]) -> None:
 
 def run_item(run: str, outcome: str, **more: str) -> dict[str, Any]:
     execution = f"{machine_execution()}:{run}"
-    return {"pk": "run", "sk": run, "outcome": outcome, "execution": execution, "message": "it is\nbetter"} | more
+    return {"pk": "run", "sk": run, "outcome": outcome, "execution": execution, "message": "it is\n\x1bbetter"} | more
 
 
 def machine_execution() -> str:
@@ -111,8 +111,8 @@ def test_runs_are_listed_with_outcome_and_reason_newest_first(loop: runs.Loop, c
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == [
         ["3", "AT", "WORK", "since", "noon"],
-        ["2", "REJECTED", "hand", "it", "is", "better"],
-        ["1", "PROMOTED", "labels", "it", "is", "better"],
+        ["2", "REJECTED", "hand", "it", "is", "?better"],
+        ["1", "PROMOTED", "labels", "it", "is", "?better"],
     ]
 
 

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from moto import mock_aws
 from PIL import Image, ImageColor
 
-from tools import inbox, query, show, stack
+from tools import delete_stack, inbox, query, show, stack
 
 ARN = "arn:aws:sqs:us-east-1:123456789012:"
 
@@ -146,24 +146,29 @@ def test_a_replay_that_does_not_say_of_what_is_refused(monkeypatch, arguments):
     assert refused.value.code == 2
 
 
-def test_without_such_a_stack_there_is_one_line_that_says_so(monkeypatch, capsys):
+@pytest.mark.parametrize("tool", [(inbox, "--stack", "other", "backlog"), (delete_stack, "other")])
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("ValidationError", "There is no stack other in us-east-1"), ("AccessDenied", "An error")],
+)
+def test_without_such_a_stack_there_is_one_line_that_says_so(monkeypatch, capsys, tool, code, said):
     class CloudFormation:
         meta = SimpleNamespace(region_name="us-east-1")
 
         def describe_stacks(self, **_: Any) -> None:
-            message = "Stack with id other does not exist"
-            raise ClientError({"Error": {"Code": "ValidationError", "Message": message}}, "DescribeStacks")
+            raise ClientError({"Error": {"Code": code, "Message": "it says no"}}, "DescribeStacks")
 
     monkeypatch.setattr(stack, "client", lambda service: CloudFormation())
-    monkeypatch.setattr(sys, "argv", ["inbox.py", "--stack", "other", "backlog"])
-    assert inbox.main() == 1
-    assert capsys.readouterr().err.startswith("There is no stack other in us-east-1")
+    module, *arguments = tool
+    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
+    assert module.main() == 1
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_a_table_of_rows_has_one_line_each_whatever_is_in_a_key(capsys):
     query.write([{"status": "CLASSIFIED", "key": "inbox/a\nb\x1b.jpg", "label": "beagle"}], "table")
     head, line = capsys.readouterr().out.splitlines()
-    assert head.startswith("updated_at") and "inbox/a?b?.jpg" in line
+    assert head.startswith("updated_at") and "inbox/a b?.jpg" in line
 
 
 # --- show.py ---

@@ -7,6 +7,7 @@ lock of the execution that it is told of, or hands it to one that repairs what t
 
 import itertools
 import json
+from datetime import timedelta
 from typing import Any
 
 import boto3
@@ -228,3 +229,8 @@ def test_there_is_never_more_than_one_run_and_the_lock_is_never_lost(aws, monkey
             phases=[Phase.reuse, Phase.generate],  # to make a failure short takes minutes
         ),
     )
+
+
+def test_workflow_and_functions_count_a_holder_that_is_not_known_yet_as_alive_for_as_long():
+    new = DEFINITION["States"]["ReadLock"]["Assign"]["holderIsNew"]
+    assert f" < {runs.KNOWN_AFTER // timedelta(milliseconds=1)} " in new

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from classify_images import app as classify
-from common import endpoint, predictions, sequencer, state
+from common import endpoint, inbox, predictions, sequencer, state
 from common.events import SEQUENCER_WIDTH, ObjectEvent
 from reconcile_inbox import app as reconcile
-from tests.makers import events, pictures
+from tests.makers import events
+from tests.makers.coloured import coloured
 
 CHAMPION = {
     "pk": "champion", "sk": "champion", "model_version": "261122000000", "deployment": 1, "endpoint": "houndloop",
@@ -133,7 +134,7 @@ def test_the_row_of_a_deleted_picture_speaks_of_its_last_version(aws, served, ti
     aws.state.put_item(Item=CHAMPION)
     last = {}
     for number, name in enumerate(("answered", "behind", "waiting", "without a row")):
-        versions = [put(aws, name, data) for data in pictures.coloured("red", 2, seed=number)]
+        versions = [put(aws, name, data) for data in coloured("red", 2, seed=number)]
         last[name] = versions[1]
         row_of = {"answered": versions[1], "behind": versions[0], "waiting": versions[1]}.get(name)
         if row_of:
@@ -192,7 +193,7 @@ def test_a_walk_whose_first_try_fails_is_not_given_up(aws, time, monkeypatch):
 
 def test_a_long_backlog_makes_the_walk_wait_and_later_go_on(aws, time, monkeypatch):
     monkeypatch.setattr(reconcile, "PAGE", 2)
-    monkeypatch.setattr(reconcile, "MAX_BACKLOG", 3)
+    monkeypatch.setattr(inbox, "MAX_BACKLOG", 3)
     monkeypatch.setattr(reconcile, "WAIT_SECONDS", 0)
     for number in range(7):
         put(aws, f"{number}.jpg")
@@ -257,7 +258,7 @@ def current(aws: Any, name: str) -> dict[str, Any]:
 def test_a_late_event_and_the_reconciliation_may_come_in_any_order(aws, served, time, order):
     """Version 1 has its row. The events of 2 and 3 are late, and reconciliation found 3 meanwhile."""
     aws.state.put_item(Item=CHAMPION)
-    versions = [put(aws, "1.jpg", data) for data in pictures.coloured("red", 3, seed=1)]
+    versions = [put(aws, "1.jpg", data) for data in coloured("red", 3, seed=1)]
     deliver(aws, time, heard(aws, "1.jpg", versions[0], "00AA").to_body())
     walk(time)
     found = enqueued(aws)["1.jpg"]
@@ -276,7 +277,7 @@ def test_a_late_event_and_the_reconciliation_may_come_in_any_order(aws, served, 
 def test_an_older_version_whose_event_is_late_never_hides_the_one_that_was_found(aws, served, time, order, first_row):
     """The event of version 3 is lost for good, that of 2 is late; version 1 has a row, or none."""
     aws.state.put_item(Item=CHAMPION)
-    versions = [put(aws, "1.jpg", data) for data in pictures.coloured("red", 3, seed=1)]
+    versions = [put(aws, "1.jpg", data) for data in coloured("red", 3, seed=1)]
     if first_row:
         deliver(aws, time, heard(aws, "1.jpg", versions[0], "00AA").to_body())
     walk(time)
@@ -292,10 +293,10 @@ def test_an_older_version_whose_event_is_late_never_hides_the_one_that_was_found
 
 def test_a_newer_picture_replaces_the_one_that_was_found(aws, served, time):
     aws.state.put_item(Item=CHAMPION)
-    first, second = [put(aws, "1.jpg", data) for data in pictures.coloured("red", 2, seed=1)]
+    first, second = [put(aws, "1.jpg", data) for data in coloured("red", 2, seed=1)]
     walk(time)
     deliver(aws, time, enqueued(aws)["1.jpg"].to_body())
     assert current(aws, "1.jpg")["version_id"] == second
-    third = put(aws, "1.jpg", next(pictures.coloured("green", 1, seed=1)))
+    third = put(aws, "1.jpg", next(coloured("green", 1, seed=1)))
     deliver(aws, time, heard(aws, "1.jpg", third, "00AD").to_body())
     assert current(aws, "1.jpg")["version_id"] == third

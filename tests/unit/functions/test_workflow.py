@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from common import endpoint
+from common import endpoint, runs
 from common.errors import EndpointTrouble
+from local.demo import loop, settings
 from probe_endpoint import app as probe
 from publish_sources import app as publish
 
@@ -45,6 +46,12 @@ def test_without_weights_and_network_the_error_says_what_to_do(aws, context, mon
     monkeypatch.setattr(publish, "WEIGHTS_URL", "http://127.0.0.1:9/none")
     with pytest.raises(publish.WeightsUnavailable, match="PretrainedWeights=none"):
         publish.publish_weights(aws.artifacts)
+
+
+def test_the_demo_has_the_same_weights_and_run_ids():
+    assert settings.WEIGHTS_URL == publish.WEIGHTS_URL
+    assert settings.WEIGHTS_SHA256 == publish.WEIGHTS_SHA256_START
+    assert loop.RUN_ID == runs.RUN_ID
 
 
 def test_a_function_without_its_layer_says_so():

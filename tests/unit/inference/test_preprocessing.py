@@ -403,14 +403,3 @@ def test_it_imports_nothing_that_it_does_not_need_yet():
     folder = Path(preprocessing.__file__).parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=True)
     assert done.stdout.strip() == ""
-
-
-def test_the_decoders_are_of_one_version_everywhere():
-    root = Path(preprocessing.__file__).parents[1]
-    for package in ("pillow", "pi-heif"):
-        pins = set()
-        for name in ("requirements.in", "requirements.txt", "inference/requirements.txt", "training/requirements.txt"):
-            lines = (line.split("#")[0].strip().lower() for line in (root / name).read_text().splitlines())
-            pins |= {line.replace("_", "-") for line in lines if line.replace("_", "-").startswith(f"{package}==")}
-            assert pins, name
-        assert len(pins) == 1
