@@ -359,7 +359,7 @@ def world(aws, context, monkeypatch) -> Callable[[list[str]], World]:
         aws.state.delete_item(Key={"pk": "reconcile", "sk": "walk"})
         app.EndpointHealth.in_trouble = False
         now.append(World(aws, context, str(next(_examples)), list(order)))
-        monkeypatch.setattr(reconcile, "PREFIX", now[-1].name(""))
+        monkeypatch.setattr(inbox, "FOLDER", now[-1].name(""))
         return now[-1]
 
     return make
