@@ -19,8 +19,8 @@ help: ## What can be made
 demo: $(READY) ## Run the whole loop here; DATA=folder, WEIGHTS=file, PORT=n, KEEP=1
 	@$(BIN)/python -m local.demo
 
-up: $(READY) ## Start AWS on this machine with the stack deployed, until Ctrl-C; PORT=n, KEEP=1 to go on from the last KEEP=1
-	@$(BIN)/python -m local up $(if $(PORT),--port $(PORT)) $(if $(KEEP),--keep)
+up: $(READY) ## AWS on this machine with the stack deployed, until Ctrl-C; PORT=n, KEEP=1 goes on from the last KEEP=1, PARAMETERS="A=1 B=2"
+	@$(BIN)/python -m local up $(if $(PORT),--port $(PORT)) $(if $(KEEP),--keep) $(PARAMETERS:%=--parameter %)
 
 down: $(READY) ## Stop what `make demo KEEP=1` left running
 	@$(BIN)/python -m local down

@@ -10,7 +10,7 @@ import sys
 import time
 
 from local.emulator import STATE, Emulator, EmulatorError
-from local.stack import Stack, StackError
+from local.stack import ENVIRONMENT, Stack, StackError, write_environment
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,8 +22,8 @@ def parser() -> argparse.ArgumentParser:
     up = commands.add_parser(
         "up",
         help="start, deploy, and stay until Ctrl-C",
-        description="Start AWS on 127.0.0.1, deploy template.yaml into it with sam, print the environment variables "
-        "with which the aws command line and boto3 reach it, and stay until Ctrl-C.",
+        description="Start AWS on 127.0.0.1, deploy template.yaml into it with sam, say which file to source so that "
+        "the README's commands, the aws command line and boto3 reach it, and stay until Ctrl-C.",
     )
     up.add_argument(
         "--port",
@@ -51,7 +51,8 @@ def down() -> None:
     """Run `down`."""
     from local.demo import keep
 
-    print("Stopped." if keep.down() else "Nothing was left running.")
+    kept = keep.down()
+    print("Stopped; its pictures, labels and models are gone." if kept else "Nothing was left running.")
 
 
 def up(arguments: argparse.Namespace) -> None:
@@ -65,6 +66,7 @@ def up(arguments: argparse.Namespace) -> None:
     if arguments.name:
         parameters["Name"] = arguments.name
     state = STATE / "kept" if arguments.keep else STATE  # what begins empty must not empty what is kept
+    environment = STATE / ENVIRONMENT
     with Emulator(port=arguments.port, state=state, auth=not arguments.no_auth, keep=arguments.keep) as aws:
         print(f"AWS runs at {aws.endpoint_url}; its log is {aws.log}", flush=True)
         if not arguments.no_deploy:
@@ -75,12 +77,19 @@ def up(arguments: argparse.Namespace) -> None:
             print(f"Deployed {stack.name} in {time.monotonic() - started:.0f} s:")
             for name, value in sorted(outputs.items()):
                 print(f"  {name} = {value}")
-        print("\nIn another terminal:\n")
-        for name, value in aws.environment().items():
-            print(f"  export {name}={shlex.quote(value)}")
+            write_environment(aws, outputs, environment)
+            print(f"\nIn another terminal: source {environment}")
+        else:
+            print("\nIn another terminal:\n")
+            for name, value in aws.environment().items():
+                print(f"  export {name}={shlex.quote(value)}")
         print("\nCtrl-C stops it.", flush=True)
-        while aws.running():
-            time.sleep(0.5)
+        try:
+            while aws.running():
+                time.sleep(0.5)
+        finally:
+            if not arguments.no_deploy:  # else a demo may have written it for its own
+                environment.unlink(missing_ok=True)
         raise EmulatorError(f"The emulator ended by itself; its log is {aws.log}")
 
 

@@ -66,8 +66,8 @@ def check_port(port: int) -> None:
             raise EmulatorError(f"Port {port} needs privileges: set PORT (or --port) to one from 1024 up.") from None
         except OSError:
             raise EmulatorError(
-                f"Port {port} on {HOST} is already in use: stop what listens there, or set PORT (or --port) to another "
-                f"port, such as {free_port()}."
+                f"Port {port} on {HOST} is already in use: stop what listens there (a demo that was kept: make down), "
+                f"or set PORT (or --port) to another port, such as {free_port()}."
             ) from None
 
 

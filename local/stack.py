@@ -63,6 +63,24 @@ def parse_overrides(overrides: str | Iterable[str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
+ENVIRONMENT = "environment"  # the file to source, in the folder of the emulator's state
+NAMES = {  # what the README's commands call the stack's outputs
+    "DATA_BUCKET": "DataBucketName",
+    "ARTIFACT_BUCKET": "ArtifactBucketName",
+    "PREDICTIONS": "PredictionsTableName",
+    "LOOP_STATE": "LoopStateTableName",
+    "RETRAIN": "RetrainStateMachineArn",
+}
+
+
+def write_environment(aws: Emulator, outputs: dict[str, str], file: Path) -> str:
+    """Writes what a shell has to export for the README's commands to work on a deployed stack; returns it."""
+    variables = aws.environment() | {name: outputs[output] for name, output in NAMES.items()}
+    exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
+    file.write_text(exports + "\n")
+    return exports
+
+
 class Stack:
     """One deployment of a SAM application into an emulator.
 

@@ -7,6 +7,7 @@ nothing of the endpoint, which the workflow made. Works on whatever account or e
 """
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -38,7 +39,8 @@ def delete(stack: str, ask: Callable[[str], str] | None) -> int:
     buckets = [outputs[key] for key in ("DataBucketName", "ArtifactBucketName") if key in outputs]
     name = outputs.get("EndpointName", "")
     print(f"This deletes the stack {stack}, the endpoint {name}, and for ever all pictures, labels, predictions and")
-    print(f"models in the buckets {' and '.join(buckets)} and the stack's tables.")
+    print(f"models in the buckets {' and '.join(buckets)} and the stack's tables,")
+    print(f"of {where()}.")
     if ask and ask(f"Type {stack} to go on: ") != stack:
         print("Nothing was deleted.")
         return 1
@@ -54,6 +56,14 @@ def delete(stack: str, ask: Callable[[str], str] | None) -> int:
     cloudformation.get_waiter("stack_delete_complete").wait(StackName=stack, WaiterConfig={"Delay": 5})
     say("deleted")
     return 0
+
+
+def where() -> str:
+    """Which AWS the credentials lead to: a stack on this machine has the same name as one in an account."""
+    if url := os.environ.get("AWS_ENDPOINT_URL"):
+        return f"AWS on this machine ({url})"
+    identity = client("sts")
+    return f"the account {identity.get_caller_identity()['Account']} in {identity.meta.region_name}"
 
 
 def stop_runs(machine: str) -> None:

@@ -69,6 +69,8 @@ def ask(runtime: Any, endpoint: str, picture: bytes) -> Answer:
         # Any image/… will do: what kind of picture it is, the server sees for itself.
         answer = runtime.invoke_endpoint(EndpointName=endpoint, ContentType="image/jpeg", Body=picture)
     except ClientError as error:
+        if "not found" in error.response["Error"]["Message"]:
+            raise stack.ToolError("there is no endpoint yet: no model is live (make runs says why)") from None
         if error.response["Error"]["Code"] != "ModelError":
             raise
         raise stack.ToolError(reason(error.response)) from None

@@ -55,6 +55,8 @@ def run(command: Callable[[], int]) -> int:
         print(f"{error} Set AWS_PROFILE and AWS_REGION, or what else your account needs.", file=sys.stderr)
     except (ToolError, ClientError, BotoCoreError) as error:
         print(error, file=sys.stderr)
+    except EOFError:
+        print("\nNobody is there to answer; --yes does it without asking.", file=sys.stderr)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130

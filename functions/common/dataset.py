@@ -136,7 +136,8 @@ def why_too_small(dataset: Dataset) -> str | None:
     """Why nothing can be trained from `dataset`, in words, or None."""
     if len(dataset.classes) >= 2:
         return None
-    reasons = "; ".join(dataset.reasons) or "no pictures are labelled"
+    more = "label pictures of another class" if dataset.classes else "no pictures are labelled"
+    reasons = "; ".join(dataset.reasons) or more
     return f"training needs two classes or more, {len(dataset.classes)} can take part: {reasons}"
 
 

@@ -18,7 +18,7 @@ def worth_a_run(found: dataset.Dataset) -> tuple[bool, str, dict[str, Any]]:
     news = decide.news(found, last)
     facts = vars(news) | {"min_new_pictures": int(os.environ["MIN_NEW_PICTURES"]), "dataset_hash": found.hash}
     if state.get("dataset", found.hash):
-        return False, 'this very dataset was trained already; {"force": true} as input of a run repeats it', facts
+        return False, "this very dataset was trained already; make retrain FORCE=1 repeats it", facts
     learns, why = decide.reason(news, facts["min_new_pictures"])
     champion = state.champion()
     known = json.loads(champion["classes"]) if champion else []

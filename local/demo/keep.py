@@ -14,6 +14,7 @@ import psutil
 
 from local.demo.settings import DemoError
 from local.emulator import CHECKOUT, START_SECONDS, STATE, Emulator, tail
+from local.stack import ENVIRONMENT
 
 PID_FILE = STATE / "pid"
 STOP_SECONDS = 20.0
@@ -78,6 +79,7 @@ def down(pid_file: Path = PID_FILE) -> bool:
     except (OSError, ValueError, psutil.Error):
         ours = False
     pid_file.unlink(missing_ok=True)
+    (pid_file.parent / ENVIRONMENT).unlink(missing_ok=True)
     if not ours:
         return False
     below = process.children(recursive=True)

@@ -176,9 +176,10 @@ class Loop:
             now = ", waiting for the quiet period to end" if count >= labelled else ""
             tell(f"{count} of {labelled} labels registered{now}")
             time.sleep(1)
+        decision = self.loop_state.get_item(Key={"pk": "decision", "sk": "last"}, ConsistentRead=True).get("Item", {})
         raise TimeoutError(
-            f"no run started in {duration(seconds)}, with {self.registered()} of {labelled} labels registered; "
-            "the log of the function that starts runs says why"
+            f"no run started in {duration(seconds)}, with {self.registered()} of {labelled} labels registered: "
+            + decision.get("why", "nobody decided whether one should; the log of start_retraining may say why")
         )
 
     def outcome(self, described: dict[str, Any], states: dict[str, float]) -> Run:

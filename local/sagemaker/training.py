@@ -250,7 +250,9 @@ class TrainingJobs:
             raise Stopped
         cores = self.work.cores()
         argv, own = self._command(job, container, cores)
-        env = base_environment() | {"OMP_NUM_THREADS": str(cores)} | role_environment | own
+        # One core is left to everything else: threads that spin until the last of them has come, as oneDNN's do in
+        # bfloat16, take several times as long as soon as another process wants a core of theirs.
+        env = base_environment() | {"OMP_NUM_THREADS": str(max(1, cores - 1))} | role_environment | own
         definitions = job["AlgorithmSpecification"].get("MetricDefinitions", [])
         metrics = MetricReader(definitions, LOG_GROUP, {"TrainingJobName": job["TrainingJobName"]})
         if objective := job.get("HyperParameters", {}).get("_tuning_objective_metric"):
