@@ -36,7 +36,8 @@ def workflow(tmp_path_factory: pytest.TempPathFactory):
 def judged(given: dict[str, Any] | None, found_by_rules: dict[str, Any]) -> dict[str, str]:
     """The answer of Judge: what the function makes of this evaluation."""
     verdict = {"run": "1", "dataset": "d", "champion": "0"} | gate.judge(given, found_by_rules, THRESHOLDS, {})
-    payload = app.answer(verdict) | {"metadata": app.metadata(verdict) | {"verdict": "s3://v/verdict.json"}}
+    uris = {"verdict": "s3://v/verdict.json", "evaluation": "s3://v/evaluation.json"}
+    payload = app.answer(verdict) | uris | {"metadata": app.metadata(verdict) | {"verdict": uris["verdict"]}}
     return {"Judge": f"{{'Payload': {json.dumps(payload)}}}"}
 
 
