@@ -250,9 +250,10 @@ class TrainingJobs:
             raise Stopped
         cores = self.work.cores()
         argv, own = self._command(job, container, cores)
-        # One core is left to everything else: threads that spin until the last of them has come, as oneDNN's do in
-        # bfloat16, take several times as long as soon as another process wants a core of theirs.
-        env = base_environment() | {"OMP_NUM_THREADS": str(max(1, cores - 1))} | role_environment | own
+        # Of three cores or more one is left to everything else: threads that spin until the last of them has come, as
+        # oneDNN's do in bfloat16, take several times as long as soon as another process wants a core of theirs.
+        threads = min(cores, max(2, cores - 1))
+        env = base_environment() | {"OMP_NUM_THREADS": str(threads)} | role_environment | own
         definitions = job["AlgorithmSpecification"].get("MetricDefinitions", [])
         metrics = MetricReader(definitions, LOG_GROUP, {"TrainingJobName": job["TrainingJobName"]})
         if objective := job.get("HyperParameters", {}).get("_tuning_objective_metric"):
