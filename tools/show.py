@@ -69,9 +69,10 @@ def ask(runtime: Any, endpoint: str, picture: bytes) -> Answer:
         # Any image/… will do: what kind of picture it is, the server sees for itself.
         answer = runtime.invoke_endpoint(EndpointName=endpoint, ContentType="image/jpeg", Body=picture)
     except ClientError as error:
-        if "not found" in error.response["Error"]["Message"]:
+        code, said = error.response["Error"]["Code"], error.response["Error"]["Message"]
+        if code == "ValidationError" and "not found" in said:
             raise stack.ToolError("there is no endpoint yet: no model is live (make runs says why)") from None
-        if error.response["Error"]["Code"] != "ModelError":
+        if code != "ModelError":
             raise
         raise stack.ToolError(reason(error.response)) from None
     return json.loads(answer["Body"].read())

@@ -72,6 +72,8 @@ class KeptEmulator(Emulator):
 
 def down(pid_file: Path = PID_FILE) -> bool:
     """End the stack that KEEP=1 left up; returns whether there was one."""
+    if not pid_file.exists():
+        return False  # what to source may be of a `make up`
     try:
         process = psutil.Process(int(pid_file.read_text()))
         # The id may belong to another program by now.

@@ -305,6 +305,7 @@ def test_sdk_integrations_name_operations_and_parameters_that_exist(name: str):
     [
         ('{"FailureReason": "AlgorithmError: …", "ExitMessage": "no pictures"}', "AlgorithmError: …: no pictures"),
         ('{"FailureReason": "CapacityError: none left"}', "CapacityError: none left"),
+        ('{"errorMessage": "no weights", "stackTrace": ["…"]}', "States.TaskFailed: no weights"),
         ("it broke", "States.TaskFailed: it broke"),
     ],
 )

@@ -171,6 +171,19 @@ def test_a_table_of_rows_has_one_line_each_whatever_is_in_a_key(capsys):
     assert head.startswith("updated_at") and "inbox/a b?.jpg" in line
 
 
+# --- delete_stack.py ---
+
+
+@mock_aws
+def test_what_is_deleted_is_said_to_be_of_an_account_or_of_this_machine(monkeypatch):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    assert delete_stack.where() == "the account 123456789012 in eu-west-1"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:4566")
+    assert delete_stack.where() == "AWS on this machine (http://127.0.0.1:4566)"
+
+
 # --- show.py ---
 
 CLASSES = [{"class": "beagle", "probability": 0.75}, {"class": "boxer", "probability": 0.25}]
@@ -222,6 +235,17 @@ def test_a_picture_is_shown_with_its_label_and_confidences(tmp_path, monkeypatch
     assert "beagle 75.0% (model 260101000000)" in said and "boxer" not in said
     with Image.open(tmp_path / "out" / "dog-labelled.png") as drawn:
         assert drawn.width == show.WIDTH and drawn.height == show.WIDTH // 3 + show.LINE + 2 * show.MARGIN
+
+
+def test_before_a_first_model_it_is_said_that_there_is_none(tmp_path, monkeypatch, capsys, runtime):
+    def refuse(**_: Any) -> None:
+        error = {"Code": "ValidationError", "Message": "Endpoint mine of account 1 not found."}
+        raise ClientError({"Error": error}, "InvokeEndpoint")
+
+    monkeypatch.setattr(runtime, "invoke_endpoint", refuse)
+    (tmp_path / "dog.jpg").write_bytes(picture())
+    assert run_show(monkeypatch, str(tmp_path / "dog.jpg"), "--output", str(tmp_path)) == 1
+    assert "no model is live" in capsys.readouterr().err
 
 
 def test_bars_are_as_long_as_the_confidences(monkeypatch):
